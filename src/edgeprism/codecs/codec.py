@@ -1,0 +1,83 @@
+"""The Codec seam: rows of one partition -> the tensors that travel -> the rows that others compute with.
+
+A codec is made for one partition of one request, on the sender and on each receiver alike, from what all of them know:
+the number of tokens, and which of them are real. In every block the sender calls ``encode`` and the receivers ``decode``.
+
+    sender:    codec.encode(rows) -> parts
+    receiver:  codec.decode(parts) -> rows, counts
+
+``counts`` (1 or batch, rows) says how many real tokens each decoded row stands for: its logits get log(count) added,
+which is exactly the softmax over that many equal keys (PRISM's scaling-aware softmax, arXiv 2507.12145; ToMe's
+proportional attention, arXiv 2210.09461). None means one token each. A codec whose counts do not depend on the rows
+gives the same tensor in every block, and no counts travel.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from edgeprism.codecs.means import SegmentMeans
+from edgeprism.codecs.pack import Exact, Pack, Quantised
+from edgeprism.specs.codec import CodecSpec
+
+Parts = tuple[Tensor, ...]
+Layout = tuple[torch.dtype, tuple[int, ...]]
+
+
+class Codec(ABC):
+    """One partition's codec for one request."""
+
+    @abstractmethod
+    def encode(self, rows: Float[Tensor, "batch tokens width"]) -> Parts:
+        """The tensors that travel, contiguous."""
+
+    @abstractmethod
+    def decode(self, parts: Parts) -> tuple[Float[Tensor, "batch rows width"], Tensor | None]:
+        """Rows as the receivers see them, in the dtype of the model, and their counts."""
+
+    @abstractmethod
+    def layout(self, batch: int) -> tuple[Layout, ...]:
+        """Dtype and shape of each tensor that travels: what a receiver insists on."""
+
+    @abstractmethod
+    def positions(self, start: int) -> Float[Tensor, "one_or_batch rows"]:
+        """Mean position of the tokens that each decoded row stands for; the partition begins at token ``start``."""
+
+
+class PartitionCodec(Codec):
+    """Means first (fewer rows), then a packing (fewer bits); either may be absent."""
+
+    def __init__(self, means: SegmentMeans | None, pack: Pack, num_tokens: int, mask: Tensor | None) -> None:
+        self._means, self._pack = means, pack
+        self._num_tokens = num_tokens
+        self._counts = means.counts if means is not None else mask
+
+    def encode(self, rows: Float[Tensor, "batch tokens width"]) -> Parts:
+        return self._pack.pack(rows if self._means is None else self._means.reduce(rows))
+
+    def decode(self, parts: Parts) -> tuple[Float[Tensor, "batch rows width"], Tensor | None]:
+        return self._pack.unpack(parts), self._counts
+
+    def layout(self, batch: int) -> tuple[Layout, ...]:
+        return self._pack.layout(batch, self._num_tokens if self._means is None else self._means.num_segments)
+
+    def positions(self, start: int) -> Float[Tensor, "one_or_batch rows"]:
+        own = torch.arange(start, start + self._num_tokens, dtype=torch.float32)[None]
+        return own if self._means is None else self._means.reduce(own[..., None])[..., 0]
+
+
+def make_codec(
+    spec: CodecSpec, *, num_tokens: int, mask: Bool[Tensor, "batch tokens"] | None, width: int, dtype: torch.dtype
+) -> Codec:
+    """The codec of ``spec`` for a partition of ``num_tokens`` tokens. ``mask`` is True at real tokens (None: all are);
+    ``width`` is what one token sends: D for rows, keys and values side by side otherwise."""
+    means = SegmentMeans(num_tokens, spec.num_rows(num_tokens), mask) if spec.has_means else None
+    num_groups = 2 if spec.travels == "keys_values" else 1
+    pack: Pack = Exact(width=width, dtype=dtype)
+    if spec.bits != 32:
+        pack = Quantised(bits=spec.bits, num_groups=num_groups, width=width, dtype=dtype)
+    return PartitionCodec(means, pack, num_tokens, mask)

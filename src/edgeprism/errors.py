@@ -1,0 +1,64 @@
+"""Every error that edgeprism raises on purpose.
+
+EdgeprismError
+├── InputError (also a ValueError)      what the caller gave cannot be used: exit status 2
+│   ├── UnsupportedModel                no family adaptor for this architecture
+│   ├── ModelFilesError                 a model directory lacks something, or holds what is refused
+│   └── PlanError                       a plan, share, codec or device count that cannot be carried out
+├── PeerError                           another device failed us: exit status 1
+│   ├── PeerTimeout                     it sent nothing before the deadline
+│   ├── PeerLost                        its process or its connection is gone
+│   └── PeerFault                       it answered with an error of its own
+├── RequestAborted                      the coordinator gave this request up; a worker only unwinds
+└── FrameError                          bytes on the wire that break the frame format
+
+A message says what happened, what was needed and what to do. Our own mistakes are ``assert``, not one of these.
+"""
+
+
+class EdgeprismError(Exception):
+    """Base of all errors that edgeprism raises on purpose."""
+
+
+class InputError(EdgeprismError, ValueError):
+    """What the caller gave cannot be used; the message says what would."""
+
+
+class UnsupportedModel(InputError):
+    """The architecture named in ``config.json`` has no family adaptor."""
+
+
+class ModelFilesError(InputError):
+    """A model directory lacks a file, or holds one that is refused (pickle weights)."""
+
+
+class PlanError(InputError):
+    """A strategy, share, codec, dtype or number of devices that cannot be carried out."""
+
+
+class PeerError(EdgeprismError):
+    """Another device failed; ``peers`` are the indices of the devices blamed."""
+
+    def __init__(self, message: str, peers: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.peers = peers
+
+
+class PeerTimeout(PeerError):
+    """A device sent nothing before the deadline."""
+
+
+class PeerLost(PeerError):
+    """A device's process or connection is gone."""
+
+
+class PeerFault(PeerError):
+    """A device answered with an error of its own."""
+
+
+class RequestAborted(EdgeprismError):
+    """The coordinator has moved to a newer epoch; the worker drops what it was computing."""
+
+
+class FrameError(EdgeprismError):
+    """A message breaks the frame format; it is dropped and the connection goes on."""

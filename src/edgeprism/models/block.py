@@ -1,0 +1,141 @@
+"""The Block seam: the points at which a distributed strategy may cut one Transformer block.
+
+The life of a block, for the rows x of one device:
+
+    y = block.attention_input(x)                    # what other devices need of these rows
+    q = block.queries(y, positions)
+    k, v = block.keys_values(y, positions)          # of own rows, and of rows that others sent
+    x = block.attention_output(x, attend(q, k, v, bias, block.scale))
+    x = block.mlp_down(x, block.mlp_up(x))
+
+A strategy decides whose rows go where; a block only computes. Two blocks cover the families here: the norm before
+each half (ViT, DeiT, DINOv2, GPT-2) and after it (BERT, RoBERTa, DistilBERT).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgeprism.models.linear import Linear
+
+Rows = Float[Tensor, "batch rows width"]
+Heads = Float[Tensor, "batch heads rows head_width"]
+Layer = Callable[[Tensor], Tensor]
+
+
+class Block(ABC):
+    """One block of a model. ``positions`` (batch or 1, rows) are token indices; families with absolute positions,
+    which enter at the embedding, ignore them; a row that stands for several tokens has their mean position."""
+
+    num_heads: int
+    scale: float  # multiplies the logits
+
+    @abstractmethod
+    def attention_input(self, x: Rows) -> Rows:
+        """What queries, keys and values are computed from: the norm of ``x`` where the norm comes first."""
+
+    @abstractmethod
+    def queries(self, y: Rows, positions: Tensor) -> Heads:
+        """Queries of the rows ``y``."""
+
+    @abstractmethod
+    def keys_values(self, y: Rows, positions: Tensor) -> tuple[Heads, Heads]:
+        """Keys and values of the rows ``y``."""
+
+    @abstractmethod
+    def attention_output(self, x: Rows, context: Heads) -> Rows:
+        """Projects what attention gathered, adds the residual ``x``, norms where the norm comes last."""
+
+    @abstractmethod
+    def mlp_up(self, x: Rows) -> Rows:
+        """The wide half of the MLP, activation included."""
+
+    @abstractmethod
+    def mlp_down(self, x: Rows, h: Rows) -> Rows:
+        """The narrow half of the MLP, residual and last norm included."""
+
+
+class _ProjectedBlock(Block):
+    """What both kinds of block share: projections of y to heads and back."""
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        scale: float,
+        query: Linear,
+        key_value: Linear,
+        output: Linear,
+        attention_norm: Layer,
+        mlp_norm: Layer,
+        up: Layer,
+        down: Linear,
+    ) -> None:
+        self.num_heads = num_heads
+        self.scale = scale
+        self._query, self._key_value, self._output = query, key_value, output
+        self._attention_norm, self._mlp_norm = attention_norm, mlp_norm
+        self._up, self._down = up, down
+
+    def queries(self, y: Rows, positions: Tensor) -> Heads:
+        return split_heads(self._query(y), self.num_heads)
+
+    def keys_values(self, y: Rows, positions: Tensor) -> tuple[Heads, Heads]:
+        keys, values = self._key_value(y).chunk(2, dim=-1)
+        return split_heads(keys, self.num_heads), split_heads(values, self.num_heads)
+
+
+class PreNormBlock(_ProjectedBlock):
+    """The norm comes first: x + out(attention(norm(x))), then x + down(up(norm(x)))."""
+
+    def attention_input(self, x: Rows) -> Rows:
+        return self._attention_norm(x)
+
+    def attention_output(self, x: Rows, context: Heads) -> Rows:
+        return x + self._output(merge_heads(context))
+
+    def mlp_up(self, x: Rows) -> Rows:
+        return self._up(self._mlp_norm(x))
+
+    def mlp_down(self, x: Rows, h: Rows) -> Rows:
+        return x + self._down(h)
+
+
+class PostNormBlock(_ProjectedBlock):
+    """The norm comes last: norm(x + out(attention(x))), then norm(x + down(up(x)))."""
+
+    def attention_input(self, x: Rows) -> Rows:
+        return x
+
+    def attention_output(self, x: Rows, context: Heads) -> Rows:
+        return self._attention_norm(x + self._output(merge_heads(context)))
+
+    def mlp_up(self, x: Rows) -> Rows:
+        return self._up(x)
+
+    def mlp_down(self, x: Rows, h: Rows) -> Rows:
+        return self._mlp_norm(x + self._down(h))
+
+
+def attend(
+    q: Heads,
+    k: Float[Tensor, "batch heads keys head_width"],
+    v: Float[Tensor, "batch heads keys head_width"],
+    bias: Tensor | None,
+    scale: float,
+) -> Heads:
+    """softmax(q k^T * scale + bias) v. ``bias`` broadcasts to (batch, heads, rows, keys); None is no bias."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+def split_heads(x: Rows, num_heads: int) -> Heads:
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (batch, heads, rows, head_width)
+
+
+def merge_heads(x: Heads) -> Rows:
+    return x.transpose(1, 2).flatten(2)  # (batch, rows, width)

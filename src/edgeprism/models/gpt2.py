@@ -1,0 +1,109 @@
+"""GPT-2: the norm before each half of a block, causal attention, one matrix for queries, keys and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.utils import ModelOutput
+
+from edgeprism.errors import InputError
+from edgeprism.models.block import PreNormBlock, Rows
+from edgeprism.models.linear import Linear
+from edgeprism.models.mlp import Up
+from edgeprism.models.reads import HeadInput, Reads
+from edgeprism.models.text import EVERY_ROW, TextModel
+
+
+class BareGpt2(TextModel):
+    """GPT2Model: every row."""
+
+    is_causal = True
+
+    def __init__(self, base: Any) -> None:
+        super().__init__(base)
+        if self.config.add_cross_attention:
+            raise InputError("this GPT-2 has cross-attention (add_cross_attention); only decoders alone are supported")
+        self.vocab_size = self.config.vocab_size
+        self.max_positions = self.config.n_positions
+        self.blocks = [gpt2_block(layer) for layer in base.h]
+        self._words, self._positions, self._norm = base.wte, base.wpe, base.ln_f
+
+    @property
+    def num_types(self) -> int:
+        return int(self.vocab_size)  # GPT-2 looks token types up in the table of words
+
+    def reads(self, ids: Tensor) -> Reads:
+        return EVERY_ROW
+
+    def embed(self, features: dict[str, Tensor]) -> Rows:
+        rows = self._words(features["ids"]) + self._positions(features["positions"])
+        return rows + self._words(features["types"]) if "types" in features else rows
+
+    def finish(self, x: Rows) -> Rows:
+        return self._norm(x)  # type: ignore[no-any-return]
+
+    def head(self, joined: HeadInput) -> ModelOutput:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=joined.rows)
+
+
+class Gpt2LM(BareGpt2):
+    """GPT2LMHeadModel: logits of every row. ``next_logits`` serves generation."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model.transformer)
+        self._to_logits = Linear(model.lm_head.weight, model.lm_head.bias)
+        self.generation_config = model.generation_config
+
+    def head(self, joined: HeadInput) -> ModelOutput:
+        assert joined.rows is not None
+        return CausalLMOutputWithCrossAttentions(logits=self._to_logits(joined.rows))
+
+    def next_logits(self, rows: Rows) -> Tensor:
+        """Logits (batch, vocabulary) of the token after the last of ``rows`` (finished rows)."""
+        return self._to_logits(rows[:, -1])
+
+
+class Gpt2Classifier(BareGpt2):
+    """GPT2ForSequenceClassification: a linear layer on the last row that is not padding."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model.transformer)
+        self._score = model.score
+
+    def reads(self, ids: Tensor) -> Reads:
+        padding = self.config.pad_token_id
+        if padding is None:
+            if ids.shape[0] > 1:
+                raise InputError("a batch needs config.pad_token_id, to find each sample's last token; it is not set")
+            return Reads(rows=((ids.shape[1] - 1,),))
+        last = (torch.arange(ids.shape[1]) * ids.ne(padding).cpu()).argmax(-1)
+        return Reads(rows=tuple((int(index),) for index in last))
+
+    def head(self, joined: HeadInput) -> ModelOutput:
+        assert joined.rows is not None
+        return SequenceClassifierOutputWithPast(logits=self._score(joined.rows[:, 0]))
+
+
+def gpt2_block(layer: Any) -> PreNormBlock:
+    """A block of GPT-2. Its Conv1D holds the transpose of a linear layer's weight."""
+    attention = layer.attn
+    weight, bias = attention.c_attn.weight.t(), attention.c_attn.bias
+    width = attention.embed_dim
+    return PreNormBlock(
+        num_heads=attention.num_heads,
+        scale=attention.scaling,
+        query=Linear(weight[:width], bias[:width]),
+        key_value=Linear(weight[width:], bias[width:]),
+        output=Linear(attention.c_proj.weight.t(), attention.c_proj.bias),
+        attention_norm=layer.ln_1,
+        mlp_norm=layer.ln_2,
+        up=Up(Linear(layer.mlp.c_fc.weight.t(), layer.mlp.c_fc.bias), layer.mlp.act),
+        down=Linear(layer.mlp.c_proj.weight.t(), layer.mlp.c_proj.bias),
+    )

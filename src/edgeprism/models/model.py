@@ -1,0 +1,95 @@
+"""The Model seam: what a strategy needs of a whole model besides its blocks.
+
+    tokens = model.tokens(**inputs)      # coordinator: checks the inputs; everything in it is per token
+    x = model.embed(tokens.features)     # each device, for the tokens it owns
+    ... the blocks ...
+    rows = model.finish(x)               # each device: the last norm, where a model has one
+    output = model.head(joined)          # coordinator, from the rows that tokens.reads names
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from edgeprism.errors import InputError
+from edgeprism.models.block import Block, Rows
+from edgeprism.models.reads import HeadInput, Reads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """One request as tokens.
+
+    ``features``: name -> (batch, num_tokens, ...); what ``Model.embed`` turns into rows: ids for text, embedded
+    patches for images (the patches are embedded once, by the coordinator).
+    ``mask``: (batch, num_tokens), True at real tokens, or None when all are real.
+    ``reads``: the rows that the head will read.
+    """
+
+    features: dict[str, Tensor]
+    mask: Bool[Tensor, "batch tokens"] | None
+    reads: Reads
+
+    @property
+    def batch(self) -> int:
+        return next(iter(self.features.values())).shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        return next(iter(self.features.values())).shape[1]
+
+    def features_of(self, start: int, stop: int) -> dict[str, Tensor]:
+        """The features of the tokens [start, stop)."""
+        return {name: feature[:, start:stop] for name, feature in self.features.items()}
+
+
+class Model(ABC):
+    """A model of one family. Weights are read-only, so threads may share it."""
+
+    blocks: Sequence[Block]
+    is_causal: bool = False
+
+    def __init__(self, base: Any) -> None:
+        """``base`` is the transformers model without its head."""
+        if base.training:
+            raise InputError("the model is in training mode, where dropout is random; call model.eval() first")
+        self.config: Any = base.config
+        self.dtype: torch.dtype = base.dtype
+        self.device: torch.device = base.device
+
+    @abstractmethod
+    def tokens(self, inputs: dict[str, Any]) -> Tokens:
+        """Checks the keyword arguments of one call and cuts them into tokens; InputError for what cannot be used."""
+
+    @abstractmethod
+    def embed(self, features: dict[str, Tensor]) -> Rows:
+        """Rows of the first block for any run of tokens."""
+
+    def finish(self, x: Rows) -> Rows:
+        """The norm after the last block, row by row; identity where there is none."""
+        return x
+
+    @abstractmethod
+    def head(self, joined: HeadInput) -> ModelOutput:
+        """The output that the transformers model gives."""
+
+
+def only(inputs: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The inputs without the Nones; InputError when one is not among ``names``, or the first of them is missing."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    if unknown := sorted(given.keys() - set(names)):
+        raise InputError(f"this model takes {', '.join(names)}; it was given {', '.join(unknown)} as well")
+    if names[0] not in given:
+        raise InputError(f"this model needs {names[0]}; it was given {', '.join(given) or 'nothing'}")
+    for name in names:
+        if name in given and name != "interpolate_pos_encoding" and not isinstance(given[name], Tensor):
+            raise InputError(f"{name} must be a torch.Tensor, not {type(given[name]).__name__}")
+    return given

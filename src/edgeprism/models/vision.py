@@ -1,0 +1,160 @@
+"""ViT, DeiT and DINOv2: patches and one or two special tokens, the norm before each half of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.models.deit.modeling_deit import DeiTForImageClassificationWithTeacherOutput
+from transformers.utils import ModelOutput
+
+from edgeprism.errors import InputError
+from edgeprism.models.block import Layer, PreNormBlock, Rows
+from edgeprism.models.linear import joined, linear
+from edgeprism.models.mlp import GatedUp, Up
+from edgeprism.models.model import Model, Tokens, only
+from edgeprism.models.reads import HeadInput, Reads
+
+
+class VisionModel(Model):
+    """The common part. A subclass names its head, which says which rows it reads."""
+
+    def __init__(self, base: Any, block: Callable[[Any], PreNormBlock]) -> None:
+        super().__init__(base)
+        self.blocks = [block(layer) for layer in _layers(base)]
+        self._embeddings = base.embeddings
+        self._norm: Layer = base.layernorm
+        self._interpolates = self.config.model_type == "dinov2"
+
+    def tokens(self, inputs: dict[str, Any]) -> Tokens:
+        names = ("pixel_values",) if self._interpolates else ("pixel_values", "interpolate_pos_encoding")
+        given = only(inputs, *names)
+        pixels = given.pop("pixel_values")
+        if pixels.ndim != 4 or not pixels.shape[0]:
+            raise InputError(f"pixel_values must be (batch, channels, height, width), not {tuple(pixels.shape)}")
+        try:
+            rows = self._embeddings(pixels.to(self.device, self.dtype), **given)
+        except (ValueError, RuntimeError) as exc:  # transformers' and torch's own words for a wrong size
+            raise InputError(f"pixel_values of shape {tuple(pixels.shape)} do not fit this model: {exc}") from exc
+        return Tokens(features={"rows": rows}, mask=None, reads=self._reads(rows.shape[1]))
+
+    def embed(self, features: dict[str, Tensor]) -> Rows:
+        return features["rows"]
+
+    def finish(self, x: Rows) -> Rows:
+        return self._norm(x)
+
+    def _reads(self, num_tokens: int) -> Reads:
+        """The rows that the head reads."""
+        raise AssertionError("each head says which rows it reads")
+
+
+class BareVision(VisionModel):
+    """ViTModel, DeiTModel, Dinov2Model: every row, and what the model pools."""
+
+    def __init__(self, model: Any, block: Callable[[Any], PreNormBlock]) -> None:
+        super().__init__(model, block)
+        self._pooler: Any = getattr(model, "pooler", None)
+
+    def _reads(self, num_tokens: int) -> Reads:
+        return Reads(every_row=True)
+
+    def head(self, joined: HeadInput) -> ModelOutput:
+        assert joined.rows is not None
+        if self.config.model_type == "dinov2":
+            pooled = joined.rows[:, 0]
+        else:
+            pooled = self._pooler(joined.rows) if self._pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=joined.rows, pooler_output=pooled)
+
+
+class ClsClassifier(VisionModel):
+    """ViTForImageClassification and DeiTForImageClassification: a linear layer on CLS."""
+
+    def __init__(self, model: Any, block: Callable[[Any], PreNormBlock]) -> None:
+        super().__init__(getattr(model, model.base_model_prefix), block)
+        self._classifier = model.classifier
+
+    def _reads(self, num_tokens: int) -> Reads:
+        return Reads(rows=((0,),))
+
+    def head(self, joined: HeadInput) -> ModelOutput:
+        assert joined.rows is not None
+        return ImageClassifierOutput(logits=self._classifier(joined.rows[:, 0]))
+
+
+class TeacherClassifier(VisionModel):
+    """DeiTForImageClassificationWithTeacher: the mean of a classifier on CLS and one on the distillation token."""
+
+    def __init__(self, model: Any, block: Callable[[Any], PreNormBlock]) -> None:
+        super().__init__(model.deit, block)
+        self._cls, self._distillation = model.cls_classifier, model.distillation_classifier
+
+    def _reads(self, num_tokens: int) -> Reads:
+        return Reads(rows=((0, 1),))
+
+    def head(self, joined: HeadInput) -> ModelOutput:
+        assert joined.rows is not None
+        cls, distillation = self._cls(joined.rows[:, 0]), self._distillation(joined.rows[:, 1])
+        return DeiTForImageClassificationWithTeacherOutput(
+            logits=(cls + distillation) / 2, cls_logits=cls, distillation_logits=distillation
+        )
+
+
+class MeanClassifier(VisionModel):
+    """Dinov2ForImageClassification: a linear layer on CLS beside the mean of the patches."""
+
+    def __init__(self, model: Any, block: Callable[[Any], PreNormBlock]) -> None:
+        super().__init__(model.dinov2, block)
+        self._classifier = model.classifier
+
+    def _reads(self, num_tokens: int) -> Reads:
+        return Reads(rows=((0,),), mean_range=(1, num_tokens))
+
+    def head(self, joined: HeadInput) -> ModelOutput:
+        assert joined.rows is not None and joined.mean is not None
+        features = torch.cat([joined.rows[:, 0], joined.mean.to(joined.rows.dtype)], dim=1)
+        return ImageClassifierOutput(logits=self._classifier(features))
+
+
+def vit_block(layer: Any) -> PreNormBlock:
+    """A block of ViT or DeiT."""
+    attention = layer.attention
+    return PreNormBlock(
+        num_heads=attention.num_attention_heads,
+        scale=attention.scaling,
+        query=linear(attention.q_proj),
+        key_value=joined(attention.k_proj, attention.v_proj),
+        output=linear(attention.o_proj),
+        attention_norm=layer.layernorm_before,
+        mlp_norm=layer.layernorm_after,
+        up=Up(linear(layer.mlp.fc1), layer.mlp.activation_fn),
+        down=linear(layer.mlp.fc2),
+    )
+
+
+def dinov2_block(layer: Any) -> PreNormBlock:
+    """A block of DINOv2: each half scaled per channel before the residual; the giant model has a gated MLP."""
+    attention, mlp = layer.attention, layer.mlp
+    gated = hasattr(mlp, "gate_proj")
+    up = GatedUp(linear(mlp.gate_proj), linear(mlp.up_proj), F.silu) if gated else Up(linear(mlp.fc1), mlp.activation_fn)
+    return PreNormBlock(
+        num_heads=attention.num_attention_heads,
+        scale=attention.scaling,
+        query=linear(attention.q_proj),
+        key_value=joined(attention.k_proj, attention.v_proj),
+        output=linear(attention.o_proj, scale=layer.layer_scale1.lambda1),
+        attention_norm=layer.norm1,
+        mlp_norm=layer.norm2,
+        up=up,
+        down=linear(mlp.down_proj if gated else mlp.fc2, scale=layer.layer_scale2.lambda1),
+    )
+
+
+def _layers(base: Any) -> nn.ModuleList:
+    """The blocks of a base model: ViT and DeiT hold them, DINOv2 has an encoder that does."""
+    return base.layers if hasattr(base, "layers") else base.encoder.layer

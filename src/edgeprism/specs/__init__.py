@@ -1,0 +1,1 @@
+"""Frozen, self-validating descriptions: models, plans, codecs, counts. Nothing here imports torch."""

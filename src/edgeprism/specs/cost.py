@@ -1,0 +1,83 @@
+"""What a plan costs, counted: multiply-accumulates and bytes as plain integers, no seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeprism.specs.model import ModelSpec
+
+ID_BYTES = 8
+"""Token ids travel as int64, as torch has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCost:
+    """One device's part of one request."""
+
+    num_samples: int
+    """Samples of the batch that the device works on."""
+    num_tokens: int
+    """Own rows of each of those samples (the papers' Nq)."""
+    key_rows: int
+    """Rows that its attention reads in a block, own and received (the papers' Nk)."""
+    macs: int
+    """Multiply-accumulates of all blocks and, on the device that embeds, of the embedding."""
+    bytes_sent: int
+    """Bytes to other devices in the request: inputs (device 0) and the exchanges of all blocks."""
+
+    @property
+    def gflop(self) -> float:
+        """Two floating-point operations for each multiply-accumulate, in 1e9."""
+        return 2 * self.macs / 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """One request's cost, by device in the plan's order. The head and the results it gathers are not counted."""
+
+    devices: tuple[DeviceCost, ...]
+    input_bytes: int = 0
+    """Bytes of inputs that the coordinator hands out when the request starts."""
+    bytes_per_block: int = 0
+    """The most that one device sends in one block, to all its peers together."""
+    exchange_bytes_per_block: int = 0
+    """What all devices send in one block."""
+    full_bytes_per_block: int = 0
+    """The same, had every row travelled as it is (the full-tensor exchange of Voltage)."""
+    num_exchanges: int = 0
+    """Blocks in which devices exchange."""
+
+    @property
+    def saved(self) -> float | None:
+        """Fraction of the full-tensor exchange that is not sent; negative where more is; None without an exchange."""
+        if self.full_bytes_per_block == 0:
+            return None
+        return 1 - self.exchange_bytes_per_block / self.full_bytes_per_block
+
+    @property
+    def busiest(self) -> DeviceCost:
+        """The device with the most multiply-accumulates."""
+        return max(self.devices, key=lambda device: device.macs)
+
+
+def block_macs(model: ModelSpec, *, own_rows: int, key_rows: int, projected_rows: int) -> int:
+    """Multiply-accumulates of one block, for one sample on one device; biases, norms and softmax are not counted.
+
+    ``own_rows`` (Nq) pass the query and output projections and the MLP, ``projected_rows`` become keys and values,
+    ``key_rows`` (Nk) are read by attention. With an MLP four times as wide as D and every key row projected here, this
+    is the papers' 10 Nq D^2 + 2 Nk D^2 + 2 Nq Nk D. ViT-B/16, one device, by hand: Nq = Nk = 197 and D = 768, so
+    12 * 197 * 589,824 + 2 * 197 * 197 * 768 = 1,394,343,936 + 59,610,624 = 1,453,954,560; twelve blocks and the
+    115,605,504 of the patch embedding, times two, are 35.13 GFLOP.
+    """
+    width = model.hidden_size
+    projections = 2 * own_rows * width * width  # query and attention output
+    keys_values = 2 * projected_rows * width * model.key_value_width
+    attention = 2 * own_rows * key_rows * width
+    mlp = model.mlp_matrices * own_rows * width * model.intermediate_size
+    return projections + keys_values + attention + mlp
+
+
+def whole_model_macs(model: ModelSpec, num_tokens: int) -> int:
+    """Multiply-accumulates of one sample on one device: the embedding and every block, without the head."""
+    block = block_macs(model, own_rows=num_tokens, key_rows=num_tokens, projected_rows=num_tokens)
+    return model.embedding_macs(num_tokens) + model.num_layers * block

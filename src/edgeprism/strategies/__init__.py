@@ -1,0 +1,1 @@
+"""The ways to run a model on several devices; `registry` finds them by name without loading any."""

@@ -1,0 +1,124 @@
+"""Greedy decoding on one device, from the keys and values that the prefill left there.
+
+After a distributed prefill the last partition's device holds the keys and values of every token of the prompt, because
+causal attention needed them there; it goes on alone. New tokens are appended as transformers' greedy search does it:
+samples that have ended are filled with the padding id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from edgeprism.errors import InputError
+from edgeprism.models.block import attend
+from edgeprism.models.gpt2 import Gpt2LM
+from edgeprism.models.model import Tokens
+from edgeprism.models.reads import Reads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GreedySettings:
+    """How far to go: at most ``max_new_tokens``, until one of ``stop_ids`` in each sample, then ``padding_id``."""
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    padding_id: int
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values for ``from_json``."""
+        return {"max_new_tokens": self.max_new_tokens, "stop_ids": list(self.stop_ids), "padding_id": self.padding_id}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> GreedySettings:
+        """Reads what ``to_json`` wrote."""
+        return cls(
+            max_new_tokens=int(document["max_new_tokens"]),
+            stop_ids=tuple(int(token) for token in document["stop_ids"]),
+            padding_id=int(document["padding_id"]),
+        )
+
+
+def prompt_tokens(model: Gpt2LM, ids: Tensor, mask: Tensor | None, max_new_tokens: int) -> Tokens:
+    """The prompt as tokens that read only the last row, at the positions that transformers' generate gives them:
+    counted over real tokens."""
+    if ids.shape[-1] + max_new_tokens > model.max_positions:
+        raise InputError(
+            f"{ids.shape[-1]} tokens and {max_new_tokens} new ones need {ids.shape[-1] + max_new_tokens} positions; "
+            f"this model has {model.max_positions}"
+        )
+    positions = None if mask is None else (mask.long().cumsum(-1) - 1).clamp(min=0)
+    tokens = model.tokens({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
+    return Tokens(features=tokens.features, mask=tokens.mask, reads=Reads(rows=((ids.shape[1] - 1,),)))
+
+
+class GreedyDecoder:
+    """Continues a prompt. ``cache``: keys and values (batch, heads, tokens, head_width) of each block.
+
+    ``mask`` (batch, tokens) is True at real tokens of the prompt, None when all are.
+    """
+
+    def __init__(
+        self, model: Gpt2LM, cache: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None, settings: GreedySettings
+    ) -> None:
+        self._model, self._settings = model, settings
+        self._length = cache[0][0].shape[2]
+        room = self._length + settings.max_new_tokens
+        self._cache = [(_grown(keys, room), _grown(values, room)) for keys, values in cache]
+        batch = cache[0][0].shape[0]
+        num_real = torch.full((batch, 1), self._length) if mask is None else mask.sum(-1, keepdim=True)
+        self._next_position = num_real.to(model.device)
+        self._bias = None if mask is None else _padding_bias(mask, room, model.dtype)
+
+    def run(self, logits: Float[Tensor, "batch vocabulary"], emit: Callable[[Tensor], None]) -> None:
+        """Decodes from the prompt's ``logits``; ``emit`` gets the ids (batch,) of each new token as it is chosen."""
+        settings = self._settings
+        stops = torch.tensor(settings.stop_ids, device=logits.device)
+        goes_on = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+        for index in range(settings.max_new_tokens):
+            ids = torch.where(goes_on, logits.argmax(-1), settings.padding_id)
+            emit(ids)
+            goes_on &= ~torch.isin(ids, stops)
+            if index + 1 == settings.max_new_tokens or not goes_on.any():
+                return
+            logits = self._step(ids)
+
+    def _step(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocabulary"]:
+        model, position = self._model, self._next_position
+        x = model.embed({"ids": ids[:, None], "positions": position})
+        self._length += 1
+        bias = None if self._bias is None else self._bias[..., : self._length]
+        for block, (keys, values) in zip(model.blocks, self._cache, strict=True):
+            y = block.attention_input(x)
+            new_keys, new_values = block.keys_values(y, position)
+            keys[:, :, self._length - 1 : self._length] = new_keys
+            values[:, :, self._length - 1 : self._length] = new_values
+            seen = keys[:, :, : self._length], values[:, :, : self._length]
+            x = block.attention_output(x, attend(block.queries(y, position), *seen, bias, block.scale))
+            x = block.mlp_down(x, block.mlp_up(x))
+        self._next_position = position + 1
+        return model.next_logits(model.finish(x))
+
+
+def _grown(tensor: Tensor, room: int) -> Tensor:
+    """A copy with space for ``room`` tokens."""
+    batch, heads, length, width = tensor.shape
+    grown = tensor.new_empty(batch, heads, room, width)
+    grown[:, :, :length] = tensor
+    return grown
+
+
+def _padding_bias(mask: Tensor, room: int, dtype: torch.dtype) -> Tensor:
+    """(batch, 1, 1, room): the lowest number at padding of the prompt, 0 elsewhere."""
+    bias = torch.zeros(mask.shape[0], room, dtype=dtype, device=mask.device)
+    bias[:, : mask.shape[1]] = torch.where(mask, 0.0, torch.finfo(dtype).min)
+    return bias[:, None, None]

@@ -1,0 +1,1 @@
+"""The tokens of every sample are split over the devices, which exchange rows once in every block (PRISM)."""

@@ -1,0 +1,101 @@
+"""Tensors to wire buffers and back, through host memory where they live on an accelerator.
+
+On a CPU nothing is copied: the buffer is the tensor's own memory. On CUDA a tensor is copied into a pinned host buffer,
+which is kept and used again: staging costs a fixed time a call rather than a time a byte, and allocating pinned memory
+is the dearest part of it. The wait is for the copy's own event, never for the whole device.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeprism.errors import PeerFault
+from edgeprism.strategies.meter import Meter
+from edgeprism.wire.frame import Buffer, Frame
+
+Layout = tuple[torch.dtype, tuple[int, ...]]
+
+_NAMES = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.int16: "int16",
+    torch.int32: "int32",
+    torch.int64: "int64",
+    torch.bool: "bool",
+}
+
+# What was received is only read; torch cannot mark a tensor so and warns of it.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+
+class Staging:
+    """The way between one device and its host memory; one for each worker."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._pinned: dict[tuple[int, int, torch.dtype, tuple[int, ...]], Tensor] = {}
+
+    def to_wire(self, tensors: Sequence[Tensor], meter: Meter, *, slot: int = 0) -> tuple[Buffer, ...]:
+        """Contiguous tensors as buffers. On CUDA a pinned buffer is used again by the next call with the same shapes
+        and ``slot``, so a caller whose bytes may still be on their way alternates slots."""
+        if self._stream is None:
+            return tuple(_buffer(tensor) for tensor in tensors)
+        start = time.perf_counter()
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            hosts = [self._pin(slot, index, tensor) for index, tensor in enumerate(tensors)]
+            for host, tensor in zip(hosts, tensors, strict=True):
+                host.copy_(tensor, non_blocking=True)
+                tensor.record_stream(self._stream)
+            copied = self._stream.record_event()
+        copied.synchronize()
+        meter.staging_s += time.perf_counter() - start
+        return tuple(_buffer(host) for host in hosts)
+
+    def from_wire(self, frame: Frame, meter: Meter, expected: Sequence[Layout] | None = None) -> tuple[Tensor, ...]:
+        """The arrays of a frame as tensors on the device; PeerFault when they are not the ``expected`` ones."""
+        hosts = tuple(_tensor(buffer) for buffer in frame.arrays)
+        if expected is not None:
+            _check(frame.sender, hosts, expected)
+        if self._stream is None:
+            return hosts
+        start = time.perf_counter()
+        tensors = tuple(host.to(self._device) for host in hosts)
+        meter.staging_s += time.perf_counter() - start
+        return tensors
+
+    def _pin(self, slot: int, index: int, tensor: Tensor) -> Tensor:
+        key = (slot, index, tensor.dtype, tuple(tensor.shape))
+        if key not in self._pinned:
+            self._pinned[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return self._pinned[key]
+
+
+def _buffer(tensor: Tensor) -> Buffer:
+    array = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    return Buffer(_NAMES[tensor.dtype], np.ascontiguousarray(array))
+
+
+def _tensor(buffer: Buffer) -> Tensor:
+    tensor = torch.from_numpy(buffer.data)
+    return tensor.view(torch.bfloat16) if buffer.dtype == "bfloat16" else tensor
+
+
+def _check(sender: int, tensors: Sequence[Tensor], expected: Sequence[Layout]) -> None:
+    got = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
+    if got != tuple(expected):
+        raise PeerFault(f"device {sender} sent {_words(got)} where {_words(expected)} was expected", (sender,))
+
+
+def _words(layout: Sequence[Layout]) -> str:
+    return " + ".join(f"{_NAMES.get(dtype, dtype)}{list(shape)}" for dtype, shape in layout) or "nothing"
