@@ -52,6 +52,8 @@ class BertLike(TextModel):
 class BareBert(BertLike):
     """BertModel, RobertaModel: every row, and the pooled one."""
 
+    output = BaseModelOutputWithPoolingAndCrossAttentions
+
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._pooler = model.pooler
@@ -61,11 +63,13 @@ class BareBert(BertLike):
 
     def head(self, joined: HeadInput) -> ModelOutput:
         pooled = self._pooler(joined.rows) if self._pooler is not None else None
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=joined.rows, pooler_output=pooled)
+        return self.output(last_hidden_state=joined.rows, pooler_output=pooled)
 
 
 class BertClassifier(BertLike):
     """BertForSequenceClassification: a linear layer on what the pooler makes of CLS."""
+
+    output = SequenceClassifierOutput
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.bert)
@@ -75,11 +79,13 @@ class BertClassifier(BertLike):
         return CLS
 
     def head(self, joined: HeadInput) -> ModelOutput:
-        return SequenceClassifierOutput(logits=self._classifier(self._pooler(joined.rows)))
+        return self.output(logits=self._classifier(self._pooler(joined.rows)))
 
 
 class RobertaClassifier(BertLike):
     """RobertaForSequenceClassification: two layers on the first row."""
+
+    output = SequenceClassifierOutput
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.roberta)
@@ -89,11 +95,13 @@ class RobertaClassifier(BertLike):
         return CLS
 
     def head(self, joined: HeadInput) -> ModelOutput:
-        return SequenceClassifierOutput(logits=self._classifier(joined.rows))
+        return self.output(logits=self._classifier(joined.rows))
 
 
 class BertMaskedLM(BertLike):
     """BertForMaskedLM and RobertaForMaskedLM: logits of every row."""
+
+    output = MaskedLMOutput
 
     def __init__(self, model: Any) -> None:
         super().__init__(getattr(model, model.base_model_prefix))
@@ -103,7 +111,7 @@ class BertMaskedLM(BertLike):
         return EVERY_ROW
 
     def head(self, joined: HeadInput) -> ModelOutput:
-        return MaskedLMOutput(logits=self._to_logits(joined.rows))
+        return self.output(logits=self._to_logits(joined.rows))
 
 
 def bert_block(layer: Any) -> PostNormBlock:

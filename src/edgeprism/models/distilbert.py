@@ -19,6 +19,8 @@ from edgeprism.models.text import CLS, EVERY_ROW, TextModel
 class BareDistilBert(TextModel):
     """DistilBertModel: every row."""
 
+    output = BaseModelOutput
+
     takes_token_types = False
 
     def __init__(self, base: Any) -> None:
@@ -35,11 +37,13 @@ class BareDistilBert(TextModel):
         return self._embeddings(features["ids"], position_ids=features["positions"])  # type: ignore[no-any-return]
 
     def head(self, joined: HeadInput) -> ModelOutput:
-        return BaseModelOutput(last_hidden_state=joined.rows)
+        return self.output(last_hidden_state=joined.rows)
 
 
 class DistilBertClassifier(BareDistilBert):
     """DistilBertForSequenceClassification: two layers on the first row."""
+
+    output = SequenceClassifierOutput
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.distilbert)
@@ -50,11 +54,13 @@ class DistilBertClassifier(BareDistilBert):
 
     def head(self, joined: HeadInput) -> ModelOutput:
         assert joined.rows is not None
-        return SequenceClassifierOutput(logits=self._classifier(F.relu(self._pre_classifier(joined.rows[:, 0]))))
+        return self.output(logits=self._classifier(F.relu(self._pre_classifier(joined.rows[:, 0]))))
 
 
 class DistilBertMaskedLM(BareDistilBert):
     """DistilBertForMaskedLM: logits of every row."""
+
+    output = MaskedLMOutput
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.distilbert)
@@ -63,7 +69,7 @@ class DistilBertMaskedLM(BareDistilBert):
 
     def head(self, joined: HeadInput) -> ModelOutput:
         transformed = self._norm(self._activation(self._transform(joined.rows)))
-        return MaskedLMOutput(logits=self._to_logits(transformed))
+        return self.output(logits=self._to_logits(transformed))
 
 
 def distilbert_block(layer: Any) -> PostNormBlock:

@@ -24,6 +24,8 @@ from edgeprism.models.text import EVERY_ROW, TextModel
 class BareGpt2(TextModel):
     """GPT2Model: every row."""
 
+    output = BaseModelOutputWithPastAndCrossAttentions
+
     is_causal = True
 
     def __init__(self, base: Any) -> None:
@@ -50,11 +52,13 @@ class BareGpt2(TextModel):
         return self._norm(x)  # type: ignore[no-any-return]
 
     def head(self, joined: HeadInput) -> ModelOutput:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=joined.rows)
+        return self.output(last_hidden_state=joined.rows)
 
 
 class Gpt2LM(BareGpt2):
     """GPT2LMHeadModel: logits of every row. ``next_logits`` serves generation."""
+
+    output = CausalLMOutputWithCrossAttentions
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.transformer)
@@ -63,7 +67,7 @@ class Gpt2LM(BareGpt2):
 
     def head(self, joined: HeadInput) -> ModelOutput:
         assert joined.rows is not None
-        return CausalLMOutputWithCrossAttentions(logits=self._to_logits(joined.rows))
+        return self.output(logits=self._to_logits(joined.rows))
 
     def next_logits(self, rows: Rows) -> Tensor:
         """Logits (batch, vocabulary) of the token after the last of ``rows`` (finished rows)."""
@@ -72,6 +76,8 @@ class Gpt2LM(BareGpt2):
 
 class Gpt2Classifier(BareGpt2):
     """GPT2ForSequenceClassification: a linear layer on the last row that is not padding."""
+
+    output = SequenceClassifierOutputWithPast
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.transformer)
@@ -88,7 +94,7 @@ class Gpt2Classifier(BareGpt2):
 
     def head(self, joined: HeadInput) -> ModelOutput:
         assert joined.rows is not None
-        return SequenceClassifierOutputWithPast(logits=self._score(joined.rows[:, 0]))
+        return self.output(logits=self._score(joined.rows[:, 0]))
 
 
 def gpt2_block(layer: Any) -> PreNormBlock:

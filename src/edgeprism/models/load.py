@@ -10,8 +10,9 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from edgeprism.errors import ModelFilesError, UnsupportedModel
+from edgeprism.errors import ModelFilesError
 from edgeprism.models.registry import ADAPTORS
+from edgeprism.specs.config_json import unsupported
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "pytorch_model.pt", "pytorch_model.pth")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -59,7 +60,7 @@ def _architecture(directory: Path) -> str:
         raise ModelFilesError(f"{path} is not a JSON object: {exc}") from exc
     name = names[0] if names else "no architecture"
     if name not in ADAPTORS:
-        raise UnsupportedModel(f"{path} names {name}; supported are: {', '.join(sorted(ADAPTORS))}")
+        raise unsupported(name)
     return str(name)
 
 

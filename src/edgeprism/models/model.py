@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 from edgeprism.errors import InputError
 from edgeprism.models.block import Block, Rows
 from edgeprism.models.reads import HeadInput, Reads
+from edgeprism.specs.model import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,8 @@ class Model(ABC):
     """A model of one family. Weights are read-only, so threads may share it."""
 
     blocks: Sequence[Block]
+    spec: ModelSpec  # set by ``registry.adapt``
+    output: type[ModelOutput]  # what ``head`` returns
     is_causal: bool = False
 
     def __init__(self, base: Any) -> None:
@@ -68,6 +71,10 @@ class Model(ABC):
     @abstractmethod
     def tokens(self, inputs: dict[str, Any]) -> Tokens:
         """Checks the keyword arguments of one call and cuts them into tokens; InputError for what cannot be used."""
+
+    @abstractmethod
+    def num_tokens(self, inputs: dict[str, Any]) -> int:
+        """Tokens of each sample, from the shapes of the inputs alone."""
 
     @abstractmethod
     def embed(self, features: dict[str, Tensor]) -> Rows:

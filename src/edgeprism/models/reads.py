@@ -6,8 +6,9 @@ Each device takes its part (``take``), the coordinator joins the parts (``join``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,20 @@ class Reads:
     def __post_init__(self) -> None:
         assert self.every_row != bool(self.rows or self.mean_range), "reads either every row or some"
         assert len({len(indices) for indices in self.rows}) <= 1, "the same number of rows for each sample"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values for ``from_json``."""
+        return {"every_row": self.every_row, "rows": [list(r) for r in self.rows], "mean_range": self.mean_range}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Reads:
+        """Reads what ``to_json`` wrote."""
+        mean_range = document["mean_range"]
+        return cls(
+            every_row=bool(document["every_row"]),
+            rows=tuple(tuple(int(index) for index in indices) for indices in document["rows"]),
+            mean_range=None if mean_range is None else (int(mean_range[0]), int(mean_range[1])),
+        )
 
     @property
     def only_rows(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgeprism.errors import UnsupportedModel
 from edgeprism.models.bert import BareBert, BertClassifier, BertMaskedLM, RobertaClassifier
 from edgeprism.models.distilbert import BareDistilBert, DistilBertClassifier, DistilBertMaskedLM
 from edgeprism.models.gpt2 import BareGpt2, Gpt2Classifier, Gpt2LM
@@ -18,6 +17,8 @@ from edgeprism.models.vision import (
     dinov2_block,
     vit_block,
 )
+from edgeprism.specs.config_json import unsupported
+from edgeprism.specs.model import ModelSpec
 
 ADAPTORS: dict[str, Callable[[Any], Model]] = {
     "BertForMaskedLM": BertMaskedLM,
@@ -46,5 +47,7 @@ def adapt(model: Any) -> Model:
     """The adaptor of a loaded transformers model; UnsupportedModel where there is none."""
     architecture = type(model).__name__
     if architecture not in ADAPTORS:
-        raise UnsupportedModel(f"{architecture} is not supported; supported are: {', '.join(sorted(ADAPTORS))}")
-    return ADAPTORS[architecture](model)
+        raise unsupported(architecture)
+    adapted = ADAPTORS[architecture](model)
+    adapted.spec = ModelSpec.from_config({**model.config.to_dict(), "architectures": [architecture]})
+    return adapted

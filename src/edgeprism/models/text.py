@@ -41,6 +41,9 @@ class TextModel(Model):
         features = {name: feature.to(self.device, torch.int32) for name, feature in features.items()}
         return Tokens(features=features, mask=mask, reads=self.reads(ids))
 
+    def num_tokens(self, inputs: dict[str, Any]) -> int:
+        return int(inputs["input_ids"].shape[-1])
+
     @property
     def num_types(self) -> int:
         """Number of token types."""

@@ -42,6 +42,11 @@ class VisionModel(Model):
             raise InputError(f"pixel_values of shape {tuple(pixels.shape)} do not fit this model: {exc}") from exc
         return Tokens(features={"rows": rows}, mask=None, reads=self._reads(rows.shape[1]))
 
+    def num_tokens(self, inputs: dict[str, Any]) -> int:
+        height, width = inputs["pixel_values"].shape[-2:]
+        patch_height, patch_width = self.spec.patch_size_px
+        return int((height // patch_height) * (width // patch_width) + self.spec.special_tokens)
+
     def embed(self, features: dict[str, Tensor]) -> Rows:
         return features["rows"]
 
@@ -56,6 +61,8 @@ class VisionModel(Model):
 class BareVision(VisionModel):
     """ViTModel, DeiTModel, Dinov2Model: every row, and what the model pools."""
 
+    output = BaseModelOutputWithPooling
+
     def __init__(self, model: Any, block: Callable[[Any], PreNormBlock]) -> None:
         super().__init__(model, block)
         self._pooler: Any = getattr(model, "pooler", None)
@@ -69,11 +76,13 @@ class BareVision(VisionModel):
             pooled = joined.rows[:, 0]
         else:
             pooled = self._pooler(joined.rows) if self._pooler is not None else None
-        return BaseModelOutputWithPooling(last_hidden_state=joined.rows, pooler_output=pooled)
+        return self.output(last_hidden_state=joined.rows, pooler_output=pooled)
 
 
 class ClsClassifier(VisionModel):
     """ViTForImageClassification and DeiTForImageClassification: a linear layer on CLS."""
+
+    output = ImageClassifierOutput
 
     def __init__(self, model: Any, block: Callable[[Any], PreNormBlock]) -> None:
         super().__init__(getattr(model, model.base_model_prefix), block)
@@ -84,11 +93,13 @@ class ClsClassifier(VisionModel):
 
     def head(self, joined: HeadInput) -> ModelOutput:
         assert joined.rows is not None
-        return ImageClassifierOutput(logits=self._classifier(joined.rows[:, 0]))
+        return self.output(logits=self._classifier(joined.rows[:, 0]))
 
 
 class TeacherClassifier(VisionModel):
     """DeiTForImageClassificationWithTeacher: the mean of a classifier on CLS and one on the distillation token."""
+
+    output = DeiTForImageClassificationWithTeacherOutput
 
     def __init__(self, model: Any, block: Callable[[Any], PreNormBlock]) -> None:
         super().__init__(model.deit, block)
@@ -100,13 +111,15 @@ class TeacherClassifier(VisionModel):
     def head(self, joined: HeadInput) -> ModelOutput:
         assert joined.rows is not None
         cls, distillation = self._cls(joined.rows[:, 0]), self._distillation(joined.rows[:, 1])
-        return DeiTForImageClassificationWithTeacherOutput(
+        return self.output(
             logits=(cls + distillation) / 2, cls_logits=cls, distillation_logits=distillation
         )
 
 
 class MeanClassifier(VisionModel):
     """Dinov2ForImageClassification: a linear layer on CLS beside the mean of the patches."""
+
+    output = ImageClassifierOutput
 
     def __init__(self, model: Any, block: Callable[[Any], PreNormBlock]) -> None:
         super().__init__(model.dinov2, block)
@@ -118,7 +131,7 @@ class MeanClassifier(VisionModel):
     def head(self, joined: HeadInput) -> ModelOutput:
         assert joined.rows is not None and joined.mean is not None
         features = torch.cat([joined.rows[:, 0], joined.mean.to(joined.rows.dtype)], dim=1)
-        return ImageClassifierOutput(logits=self._classifier(features))
+        return self.output(logits=self._classifier(features))
 
 
 def vit_block(layer: Any) -> PreNormBlock:

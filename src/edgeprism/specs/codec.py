@@ -45,8 +45,10 @@ class CodecSpec:
             raise PlanError(f"a codec quantises to 8 or 4 bits (32: not at all), not {self.bits!r}")
         if self.means_rate is not None and self.num_means is not None:
             raise PlanError("a codec takes a rate of means or a number of means, not both")
-        if self.means_rate is not None and not (math.isfinite(self.means_rate) and self.means_rate >= 1):
-            raise PlanError(f"codec rate {self.means_rate:g}: a mean stands for at least one token, so give 1 or more")
+        if self.means_rate is not None and not 1 <= self.means_rate < math.inf:
+            raise PlanError(
+                f"codec means:{self.means_rate:g}: a mean stands for one token or more; give a rate of at least 1"
+            )
         if self.num_means is not None and self.num_means < 1:
             raise PlanError(f"codec means:L={self.num_means}: a partition sends at least one mean")
 

@@ -149,7 +149,7 @@ def _distilbert(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("add_cross_attention"):
-        raise UnsupportedModel("config.json asks for cross-attention (add_cross_attention), which edgeprism does not run")
+        raise UnsupportedModel("config.json asks for cross-attention (add_cross_attention), which is not supported")
     hidden_size = _count(config, "n_embd", 768, "hidden_size")
     inner_given = config.get("n_inner") is not None
     max_tokens = _count(config, "n_positions", 1024, "max_position_embeddings")
@@ -199,7 +199,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _refuse_decoder(config: Mapping[str, Any]) -> None:
     for key in ("is_decoder", "add_cross_attention"):
         if config.get(key):
-            raise UnsupportedModel(f"config.json makes this encoder a decoder ({key}), which edgeprism does not run")
+            raise UnsupportedModel(f"config.json makes this encoder a decoder ({key}), which is not supported")
 
 
 def _num_labels(config: Mapping[str, Any]) -> int:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from edgeprism.specs.model import ModelSpec
 
-ID_BYTES = 8
-"""Token ids travel as int64, as torch has them."""
+TEXT_TOKEN_BYTES = 8
+"""A token of a text as it is handed out: id and position in int32 (sequence), or the id in int64 (replica)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,8 +74,6 @@ class ModelSpec:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelSpec:
         """Read the dict of a config.json. UnsupportedModel names the architectures that would be accepted."""
-        if not isinstance(config, Mapping):
-            raise ModelFilesError("config.json does not hold a JSON object")
         return cls(**read_fields(config))
 
     @classmethod
@@ -91,6 +89,8 @@ class ModelSpec:
             raise ModelFilesError(f"{file} cannot be read: {exc.strerror or exc}") from None
         except (ValueError, RecursionError) as exc:  # ValueError: bad JSON or bad UTF-8
             raise ModelFilesError(f"{file} is not JSON: {exc}") from None
+        if not isinstance(config, dict):
+            raise ModelFilesError(f"{file} does not hold a JSON object")
         return cls.from_config(config)
 
     @property
@@ -125,12 +125,10 @@ class ModelSpec:
         """PlanError unless the model takes samples of this many tokens."""
         if self.fixed_tokens is None:
             if not 1 <= num_tokens <= self.max_tokens:
-                raise PlanError(
-                    f"{self.architecture} takes 1 to {self.max_tokens} tokens, not {num_tokens}; choose a length in between"
-                )
+                raise PlanError(f"{self.architecture} takes 1 to {self.max_tokens} tokens, not {num_tokens}")
         elif self.resizes_images:
-            if num_tokens <= self.special_tokens:
-                raise PlanError(f"{self.architecture} has more than {self.special_tokens} tokens, not {num_tokens}")
+            if not self.special_tokens < num_tokens < 2**31:
+                raise PlanError(f"{self.architecture} makes {self.special_tokens + 1} tokens or more, not {num_tokens}")
         elif num_tokens != self.fixed_tokens:
             raise PlanError(f"{self.architecture} makes {self.fixed_tokens} tokens of every image, not {num_tokens}")
 

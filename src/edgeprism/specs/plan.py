@@ -15,6 +15,8 @@ STRATEGIES = ("local", "replica", "sequence")
 
 SCHEMA_VERSION = 1
 SHARES_TOLERANCE = 1e-6
+MAX_DEVICES = 65_535
+"""A frame names its sender in 16 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,8 @@ class Plan:
     @classmethod
     def even(cls, strategy: str, num_devices: int, codec: CodecSpec = EXACT) -> Plan:
         """The same share for every device."""
-        if num_devices < 1:
-            raise PlanError(f"a plan needs at least one device, not {num_devices}")
+        if not 1 <= num_devices <= MAX_DEVICES:
+            raise PlanError(f"a plan has 1 to {MAX_DEVICES} devices, not {num_devices}")
         return cls(strategy=strategy, shares=(1 / num_devices,) * num_devices, codec=codec)
 
     @property
@@ -62,7 +64,7 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Plan:
+    def from_json(cls, document: object) -> Plan:
         """Read what ``to_json`` wrote; PlanError names the field that is wrong."""
         if not isinstance(document, Mapping):
             raise PlanError(f"a plan is a JSON object, not {type(document).__name__}")
@@ -75,11 +77,11 @@ class Plan:
         strategy, shares, codec = document.get("strategy"), document.get("shares"), document.get("codec", "exact")
         if not isinstance(strategy, str):
             raise PlanError(f"plan field strategy must be text, not {strategy!r}")
-        if not isinstance(shares, list | tuple):
+        if not isinstance(shares, list | tuple) or not all(map(_is_number, shares)):
             raise PlanError(f"plan field shares must be a list of numbers, not {shares!r}")
         if not isinstance(codec, str):
             raise PlanError(f"plan field codec must be text, not {codec!r}")
-        return cls(strategy=strategy, shares=tuple(shares), codec=CodecSpec.parse(codec))
+        return cls(strategy=strategy, shares=tuple(map(float, shares)), codec=CodecSpec.parse(codec))
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
@@ -100,11 +102,19 @@ def _check_strategy(strategy: str) -> None:
 def _check_shares(shares: tuple[float, ...]) -> None:
     if not isinstance(shares, tuple) or not shares:
         raise PlanError("a plan needs a tuple with one share for each device")
+    if len(shares) > MAX_DEVICES:
+        raise PlanError(f"a plan has 1 to {MAX_DEVICES} devices, not {len(shares)}")
     for index, share in enumerate(shares):
-        if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
+        if not _is_number(share) or not math.isfinite(share):
             raise PlanError(f"the share of device {index} is {share!r}; it must be a number")
         if share < 0:
             raise PlanError(f"the share of device {index} is {share:g}; it must not be negative")
     total = math.fsum(shares)
     if abs(total - 1) > SHARES_TOLERANCE:
         raise PlanError(f"shares {', '.join(f'{share:g}' for share in shares)} add up to {total:g}, not to 1")
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**53  # larger ones may not fit a float
+    return isinstance(value, float)

@@ -8,7 +8,7 @@ samples that have ended are filled with the padding id.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,19 +24,32 @@ from edgeprism.models.reads import Reads
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GreedySettings:
-    """How far to go: at most ``max_new_tokens``, until one of ``stop_ids`` in each sample, then ``padding_id``."""
+    """How far to go: at most ``max_new_tokens``, until one of ``stop_ids`` in each sample, then ``padding_id``.
+
+    ``ended``: samples that have met their end already, when decoding goes on after an interruption; empty: none has.
+    """
 
     max_new_tokens: int
     stop_ids: tuple[int, ...]
     padding_id: int
+    ended: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
+    def after(self, steps: Sequence[Int[Tensor, " batch"]]) -> GreedySettings | None:
+        """What is left when ``steps`` were decoded; None when nothing is."""
+        if not steps:
+            return self
+        ended = torch.isin(torch.stack(list(steps)), torch.tensor(self.stop_ids)).any(0).tolist()
+        if len(steps) == self.max_new_tokens or all(ended):
+            return None
+        return replace(self, max_new_tokens=self.max_new_tokens - len(steps), ended=tuple(ended))
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values for ``from_json``."""
-        return {"max_new_tokens": self.max_new_tokens, "stop_ids": list(self.stop_ids), "padding_id": self.padding_id}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> GreedySettings:
@@ -45,6 +58,7 @@ class GreedySettings:
             max_new_tokens=int(document["max_new_tokens"]),
             stop_ids=tuple(int(token) for token in document["stop_ids"]),
             padding_id=int(document["padding_id"]),
+            ended=tuple(bool(ended) for ended in document["ended"]),
         )
 
 
@@ -83,7 +97,7 @@ class GreedyDecoder:
         """Decodes from the prompt's ``logits``; ``emit`` gets the ids (batch,) of each new token as it is chosen."""
         settings = self._settings
         stops = torch.tensor(settings.stop_ids, device=logits.device)
-        goes_on = torch.ones(logits.shape[0], dtype=torch.bool, device=logits.device)
+        goes_on = ~torch.tensor(settings.ended or [False] * logits.shape[0], device=logits.device)
         for index in range(settings.max_new_tokens):
             ids = torch.where(goes_on, logits.argmax(-1), settings.padding_id)
             emit(ids)

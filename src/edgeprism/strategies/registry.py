@@ -14,11 +14,16 @@ from edgeprism.specs.cost import Cost
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import STRATEGIES, Plan
 
+MAX_BATCH = 2**31 - 1
+"""What 32-bit sizes on the wire allow; anyone's memory ends far below."""
+
 
 class CostFunction(Protocol):
     """What every strategy's cost.py defines as ``cost``."""
 
-    def __call__(self, model: ModelSpec, plan: Plan, *, num_tokens: int, batch: int, element_bytes: int) -> Cost: ...
+    def __call__(self, model: ModelSpec, plan: Plan, *, num_tokens: int, batch: int, element_bytes: int) -> Cost:
+        """Count one request of ``batch`` samples, ``num_tokens`` tokens each."""
+        ...
 
 
 def count(model: ModelSpec, plan: Plan, *, num_tokens: int, batch: int, element_bytes: int) -> Cost:
@@ -26,8 +31,8 @@ def count(model: ModelSpec, plan: Plan, *, num_tokens: int, batch: int, element_
 
     PlanError when the model cannot take that many tokens, or the plan cannot be carried out on them.
     """
-    if batch < 1:
-        raise PlanError(f"a batch has at least one sample, not {batch}")
+    if not 1 <= batch <= MAX_BATCH:
+        raise PlanError(f"a batch has 1 to {MAX_BATCH} samples, not {batch}")
     model.check_num_tokens(num_tokens)
     cost: CostFunction = _module(plan.strategy, "cost").cost
     return cost(model, plan, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes)

@@ -26,9 +26,7 @@ def local_forward(model: Model, tokens: Tokens, *, keeps_cache: bool = False) ->
     )
     alone = MemoryTransport.mesh(1)[0]
     staging = Staging(model.device)
-    return SequenceForward(
-        model, work, alone, staging, deadline=float("inf"), meter=Meter(), keeps_cache=keeps_cache
-    )
+    return SequenceForward(model, work, alone, staging, deadline=float("inf"), meter=Meter(), keeps_cache=keeps_cache)
 
 
 def run_local(model: Model, tokens: Tokens) -> HeadInput:

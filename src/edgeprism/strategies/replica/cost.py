@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeprism.specs.cost import ID_BYTES, Cost, DeviceCost, whole_model_macs
+from edgeprism.specs.cost import TEXT_TOKEN_BYTES, Cost, DeviceCost, whole_model_macs
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.replica.partition import sample_bounds
@@ -16,7 +16,7 @@ def cost(model: ModelSpec, plan: Plan, *, num_tokens: int, batch: int, element_b
     3 * 224 * 224 * 4 = 602,112 bytes.
     """
     counts = [stop - start for start, stop in sample_bounds(batch, plan.shares)]
-    sample_bytes = model.input_values(num_tokens) * (element_bytes if model.is_vision else ID_BYTES)
+    sample_bytes = model.input_values(num_tokens) * (element_bytes if model.is_vision else TEXT_TOKEN_BYTES)
     input_bytes = sum(counts[1:]) * sample_bytes
     sample_macs = whole_model_macs(model, num_tokens)
     devices = tuple(

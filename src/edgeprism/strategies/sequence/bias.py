@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 
-
 def attention_bias(
     counts: Sequence[Tensor | None], num_rows: Sequence[int], own: int, *, is_causal: bool, dtype: torch.dtype
 ) -> Tensor | None:
@@ -47,6 +46,8 @@ def _log_counts(count: Tensor | None, num_rows: int, dtype: torch.dtype) -> Tens
     if count is None:
         return torch.zeros(1, num_rows, dtype=dtype)
     count = count.float()
-    return torch.where(count > 0, count.clamp(min=1).log(), torch.finfo(torch.float32).min).clamp(
-        min=torch.finfo(dtype).min
-    ).to(dtype)
+    return (
+        torch.where(count > 0, count.clamp(min=1).log(), torch.finfo(torch.float32).min)
+        .clamp(min=torch.finfo(dtype).min)
+        .to(dtype)
+    )

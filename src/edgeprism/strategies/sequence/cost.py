@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.specs.codec import EXACT, CodecSpec
-from edgeprism.specs.cost import ID_BYTES, Cost, DeviceCost, block_macs
+from edgeprism.specs.cost import TEXT_TOKEN_BYTES, Cost, DeviceCost, block_macs
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.sequence.partition import token_bounds
@@ -17,15 +17,16 @@ from edgeprism.strategies.sequence.partition import token_bounds
 def cost(model: ModelSpec, plan: Plan, *, num_tokens: int, batch: int, element_bytes: int) -> Cost:
     """Counts for a batch of ``batch`` samples of ``num_tokens`` tokens each, none of them padding.
 
-    Every block is counted whole, the last one too. Device 0 embeds images and hands out rows; texts are handed out as
-    ids and looked up where they are used. PlanError when the codec or the devices do not fit the tokens.
+    Every block is counted whole, as in the paper; a run does less in the last one, where only rows that the head reads
+    are computed. Device 0 embeds images and hands out rows; texts are handed out as ids and looked up where they are
+    used. PlanError when the codec or the devices do not fit the tokens.
 
     ViT-B/16, two devices, `means:L=10`, device 0, by hand: Nq = 98 own rows, Nk = 98 + 10 key rows, D = 768, so a block
     is 10 * 98 * 589,824 + 2 * 108 * 589,824 + 2 * 98 * 108 * 768 = 721,686,528; twelve blocks and the patch embedding's
     115,605,504, times two, are 17.55 GFLOP. It sends 10 * 768 * 4 = 30,720 bytes in a block.
     """
     counts = [stop - start for start, stop in token_bounds(num_tokens, plan.shares)]
-    input_bytes = batch * sum(counts[1:]) * (model.hidden_size * element_bytes if model.is_vision else ID_BYTES)
+    input_bytes = batch * sum(counts[1:]) * (model.hidden_size * element_bytes if model.is_vision else TEXT_TOKEN_BYTES)
     sent = _sent_per_block(model, plan.codec, counts, batch, element_bytes)
     num_exchanges = model.num_layers if any(sent) else 0
     return Cost(
@@ -47,15 +48,14 @@ def cost(model: ModelSpec, plan: Plan, *, num_tokens: int, batch: int, element_b
     )
 
 
-def _sent_per_block(
-    model: ModelSpec, codec: CodecSpec, counts: list[int], batch: int, element_bytes: int
-) -> list[int]:
+def _sent_per_block(model: ModelSpec, codec: CodecSpec, counts: list[int], batch: int, element_bytes: int) -> list[int]:
     """Bytes that each device sends in one block: one payload to every device that reads its rows."""
     width = model.hidden_size if codec.travels == "rows" else 2 * model.key_value_width
-    num_readers = [len(_readers(model, counts, index)) for index in range(len(counts))]
+    everyone = range(len(counts))
     return [
-        num * payload_bytes(codec, num_tokens=count, width=width, batch=batch, element_bytes=element_bytes)
-        for num, count in zip(num_readers, counts, strict=True)
+        payload_bytes(codec, num_tokens=counts[index], width=width, batch=batch, element_bytes=element_bytes)
+        * sum(_reads(model, counts, peer, index) for peer in everyone)
+        for index in everyone
     ]
 
 
@@ -69,13 +69,12 @@ def _sample_macs(model: ModelSpec, codec: CodecSpec, counts: list[int], index: i
 
 def _key_rows(model: ModelSpec, codec: CodecSpec, counts: list[int], index: int) -> int:
     """Own rows and those received in a block."""
-    senders = [peer for peer in range(len(counts)) if index in _readers(model, counts, peer)]
+    senders = [peer for peer in range(len(counts)) if _reads(model, counts, index, peer)]
     return counts[index] + sum(codec.num_rows(counts[peer]) for peer in senders)
 
 
-def _readers(model: ModelSpec, counts: list[int], index: int) -> list[int]:
-    """Devices that read the rows of ``index``; those without tokens take no part."""
-    if counts[index] == 0:
-        return []
-    first = index + 1 if model.is_causal else 0
-    return [peer for peer in range(first, len(counts)) if counts[peer] and peer != index]
+def _reads(model: ModelSpec, counts: list[int], reader: int, sender: int) -> bool:
+    """Whether ``reader`` attends to the rows of ``sender``; devices without tokens take no part."""
+    if reader == sender or not (counts[reader] and counts[sender]):
+        return False
+    return sender < reader or not model.is_causal

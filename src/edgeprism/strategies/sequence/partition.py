@@ -1,4 +1,4 @@
-"""Which tokens belong to which device, and which of them one mean stands for.
+"""Which tokens belong to which device.
 
 The partitions are contiguous runs in device order, as in PRISM (arXiv 2507.12145): a causal model then needs only the
 partitions before its own.
@@ -36,19 +36,3 @@ def token_bounds(num_tokens: int, shares: Sequence[float]) -> tuple[tuple[int, i
             counts[donor] -= 1
             counts[i] = 1
     return bounds_of(counts)
-
-
-def segment_bounds(num_tokens: int, num_segments: int) -> tuple[tuple[int, int], ...]:
-    """(start, stop) of the segments of one partition; their lengths differ by at most one.
-
-    ``num_segments`` is the paper's L. PlanError unless 1 <= L <= ``num_tokens`` (no tokens: no segments).
-
-    >>> segment_bounds(7, 3)
-    ((0, 2), (2, 4), (4, 7))
-    """
-    if num_tokens == num_segments == 0:
-        return ()
-    if not 1 <= num_segments <= num_tokens:
-        raise PlanError(f"{num_tokens} tokens cannot be cut into {num_segments} segments")
-    cuts = [index * num_tokens // num_segments for index in range(num_segments + 1)]
-    return tuple(zip(cuts[:-1], cuts[1:], strict=True))

@@ -1,0 +1,205 @@
+"""`edgeprism plan`: what a plan would compute and send, counted from config.json alone. No weights, no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgeprism.errors import ModelFilesError, PlanError
+from edgeprism.specs.codec import EXACT, CodecSpec
+from edgeprism.specs.cost import Cost, DeviceCost
+from edgeprism.specs.model import ModelSpec, element_bytes_of
+from edgeprism.specs.plan import Plan, parse_shares
+from edgeprism.strategies.registry import count
+
+DEFAULT_TEXT_TOKENS = 128
+
+_COLUMNS = ("device", "samples", "tokens", "key rows", "GFLOP", "sent")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command's arguments."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="count the work and the bytes of a plan, without running it",
+        description="Counts what each device would compute and send for one request, from config.json alone.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
+    parser.add_argument("--plan", default="auto", metavar="STRATEGY", help="auto, local, replica or sequence")
+    parser.add_argument("--devices", type=int, metavar="P", help="number of devices, the coordinator included")
+    parser.add_argument("--shares", metavar="S,S,...", help="fractions of the work by device (default: even)")
+    parser.add_argument("--codec", default="exact", help="what travels under sequence, like means:9.9 (default: exact)")
+    parser.add_argument("--batch", type=int, default=1, metavar="B", help="samples in the request (default: 1)")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens of a sample, for text models")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as the model is stored)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Count and print. InputError (one line, exit 2) for whatever cannot be carried out."""
+    notes: list[str] = []
+    plan = _make_plan(args, notes)
+    model = _read_model(args.model)
+    dtype = args.dtype or model.dtype
+    num_tokens = _num_tokens(args.length, model, notes)
+    request = {"num_tokens": num_tokens, "batch": args.batch, "element_bytes": element_bytes_of(dtype)}
+    cost = count(model, plan, **request)
+    document = {
+        "model": args.model,
+        "architecture": model.architecture,
+        "plan": plan.to_json(),
+        "num_tokens": num_tokens,
+        "batch": args.batch,
+        "dtype": dtype,
+        **_counts(cost, one_device=count(model, Plan.local(), **request).devices[0]),
+        "note": "; ".join(notes) or None,
+    }
+    for note in notes:
+        print(f"edgeprism: note: {note}", file=sys.stderr)
+    print(json.dumps(document, indent=2) if args.json else _as_text(document))
+    return 0
+
+
+def _make_plan(args: argparse.Namespace, notes: list[str]) -> Plan:
+    """The plan that the options ask for; what they ask for in vain goes into ``notes``."""
+    codec, shares = CodecSpec.parse(args.codec), _shares(args)
+    strategy = "local" if args.plan == "auto" else args.plan
+    if args.plan == "auto":
+        notes.append("plan auto is local until there is a policy; name a strategy with --plan to count it")
+    if strategy != "sequence" and codec != EXACT:
+        notes.append(f"codec {codec} has no effect under {strategy}: only sequence exchanges rows")
+    if strategy == "local":
+        if shares is not None and Plan(strategy="replica", shares=shares).num_devices > 1:
+            notes.append(f"strategy local uses one of the {len(shares)} devices")
+        return Plan.local()
+    plan = Plan(strategy=strategy, shares=shares or (1.0,), codec=codec)
+    if shares is None:
+        raise PlanError(f"strategy {strategy} needs --devices or --shares: how many devices split the work")
+    return plan
+
+
+def _shares(args: argparse.Namespace) -> tuple[float, ...] | None:
+    """The devices' shares by --shares, or even ones by --devices; None where neither is given."""
+    if args.shares is None:
+        return None if args.devices is None else Plan.even("replica", args.devices).shares
+    shares = parse_shares(args.shares)
+    if args.devices not in (None, len(shares)):
+        raise PlanError(f"--shares names {len(shares)} devices and --devices {args.devices}; give one of the two")
+    return shares
+
+
+def _read_model(source: str) -> ModelSpec:
+    """The model of a directory, or of a hub id by its config.json in the local cache, fetched if need be."""
+    path = Path(os.path.expanduser(source))  # unlike Path.expanduser it leaves the home of an unknown user as it is
+    looks_like_id = source.count("/") <= 1 and not source.startswith((".", "/", "~"))
+    if path.is_dir() or not looks_like_id:
+        return ModelSpec.from_directory(path)
+    if path.exists():
+        raise ModelFilesError(f"{source} is a file; give the directory that holds config.json")
+    return ModelSpec.from_directory(_config_from_hub(source).parent)
+
+
+def _config_from_hub(model_id: str) -> Path:
+    import huggingface_hub as hub
+
+    try:
+        cached = hub.try_to_load_from_cache(model_id, "config.json")
+        if isinstance(cached, str):
+            return Path(cached)
+        hub.get_hf_file_metadata(hub.hf_hub_url(model_id, "config.json"))  # fails at once where hf_hub_download retries
+        return Path(hub.hf_hub_download(model_id, "config.json"))
+    except Exception as exc:  # offline, unknown id, no access: the hub's client has a class for each
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise ModelFilesError(
+            f"{model_id} is no directory here, and the hub gave no config.json for it ({reason})"
+        ) from exc
+
+
+def _num_tokens(length: int | None, model: ModelSpec, notes: list[str]) -> int:
+    if length is not None:
+        return length
+    if model.fixed_tokens is not None:
+        return model.fixed_tokens
+    assumed = min(model.max_tokens, DEFAULT_TEXT_TOKENS)
+    notes.append(f"assumed --length {assumed}; {model.architecture} takes up to {model.max_tokens} tokens")
+    return assumed
+
+
+def _counts(cost: Cost, one_device: DeviceCost) -> dict[str, Any]:
+    """The counted part of the JSON document."""
+    return {
+        "devices": [
+            {
+                "index": index,
+                "samples": device.num_samples,
+                "tokens": device.num_tokens,
+                "key_rows": device.key_rows,
+                "gflop": device.gflop,
+                "bytes_sent": device.bytes_sent,
+            }
+            for index, device in enumerate(cost.devices)
+        ],
+        "exchange": {
+            "bytes_per_block": cost.bytes_per_block,
+            "saved": cost.saved,
+            "num_blocks": cost.num_exchanges,
+        },
+        "computation": {
+            "one_device_gflop": one_device.gflop,
+            "saved": 1 - cost.busiest.macs / one_device.macs,
+        },
+        "input_bytes": cost.input_bytes,
+    }
+
+
+def _as_text(document: dict[str, Any]) -> str:
+    plan = document["plan"]
+    codec = f", codec {plan['codec']}" if plan["strategy"] == "sequence" else ""
+    heading = (
+        f"{document['architecture']}, {document['num_tokens']} tokens, batch {document['batch']}, {document['dtype']}: "
+        f"{plan['strategy']} over {len(plan['shares'])} device(s){codec}"
+    )
+    return "\n".join([heading, "", *_table(document["devices"]), "", _sentence(document)])
+
+
+def _table(devices: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        (
+            str(device["index"]),
+            str(device["samples"]),
+            str(device["tokens"]),
+            str(device["key_rows"]),
+            f"{device['gflop']:.2f}",
+            _bytes_text(device["bytes_sent"]),
+        )
+        for device in devices
+    ]
+    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (_COLUMNS, *rows)]
+
+
+def _sentence(document: dict[str, Any]) -> str:
+    exchange, computation = document["exchange"], document["computation"]
+    busiest = max(device["gflop"] for device in document["devices"])
+    work = f"The busiest device computes {busiest:.2f} of one device's {computation['one_device_gflop']:.2f} GFLOP"
+    if computation["saved"]:
+        work += f" ({100 * computation['saved']:.2f} % saved)"
+    if not exchange["num_blocks"]:
+        return f"{work}; nothing travels inside a block, {_bytes_text(document['input_bytes'])} of inputs before."
+    sent = _bytes_text(exchange["bytes_per_block"])
+    saved = f"{100 * exchange['saved']:.2f} % of the full-tensor exchange saved"
+    return f"{work}; in each of {exchange['num_blocks']} blocks a device sends up to {sent} ({saved})."
+
+
+def _bytes_text(num_bytes: int) -> str:
+    """Bytes with a decimal unit: 30.7 kB."""
+    if num_bytes < 1000:
+        return f"{num_bytes} B"
+    for unit, factor in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        if num_bytes < 1000 * factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes / 1e12:.1f} TB"

@@ -1,0 +1,109 @@
+"""The devices that work together. Every way of making a cluster counts this process: it is device 0 and computes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from edgeprism.errors import PlanError
+from edgeprism.runtime.messages import LoadOrder
+from edgeprism.runtime.worker import Worker
+from edgeprism.wire.memory import MemoryTransport
+from edgeprism.wire.transport import Transport
+
+if TYPE_CHECKING:
+    from edgeprism.models.model import Model
+
+MAX_DEVICES = 8
+
+
+class Cluster:
+    """Use ``Cluster.spawn(N)`` or ``Cluster.in_process(N)``; close it, or use it in a ``with``.
+
+    A cluster serves one engine at a time, the one that was made last.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        close_workers: Callable[[], None],
+        shared_models: dict[str, Model] | None = None,
+        cores: tuple[int, ...] | None = None,
+    ) -> None:
+        self.transport = transport
+        self.cores = cores
+        """Cores that device 0 computes on; None leaves the caller's threads as they are."""
+        self.shared_models = shared_models
+        """Where workers of this process find models by key; None when workers load from directories."""
+        self.engine: object | None = None
+        self._close_workers = close_workers
+        self._is_closed = False
+
+    @property
+    def num_devices(self) -> int:
+        """Devices, this process included."""
+        return self.transport.num_devices
+
+    @classmethod
+    def alone(cls) -> Cluster:
+        """This process and nobody else."""
+        return cls(MemoryTransport.mesh(1)[0], close_workers=lambda: None)
+
+    @classmethod
+    def in_process(cls, num_devices: int) -> Cluster:
+        """Devices that are threads of this process: for tests, and for looking at what a strategy does."""
+        check_count(num_devices)
+        mesh = MemoryTransport.mesh(num_devices)
+        models: dict[str, Model] = {}
+
+        def load(order: LoadOrder) -> Model:
+            return models[order.model]
+
+        threads = [
+            threading.Thread(target=Worker(transport, load).serve, name=f"edgeprism-{transport.rank}", daemon=True)
+            for transport in mesh[1:]
+        ]
+        for thread in threads:
+            thread.start()
+
+        def close_workers() -> None:
+            for thread in threads:
+                thread.join(timeout=5)
+
+        return cls(mesh[0], close_workers=close_workers, shared_models=models)
+
+    @classmethod
+    def spawn(cls, num_devices: int, *, share_cores: bool = False) -> Cluster:
+        """This process and ``num_devices`` - 1 child processes, connected over encrypted loopback sockets.
+
+        Each device gets its own cores. PlanError when there are fewer cores than devices, unless they may share them.
+        """
+        from edgeprism.runtime.spawn import spawn_workers
+
+        check_count(num_devices)
+        return spawn_workers(num_devices, share_cores=share_cores)
+
+    def close(self) -> None:
+        """Ends the workers. Closing twice is fine."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.transport.close()
+        self._close_workers()
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_count(num_devices: int) -> None:
+    """PlanError unless a cluster may have that many devices."""
+    if not 1 <= num_devices <= MAX_DEVICES:
+        raise PlanError(f"a cluster has 1 to {MAX_DEVICES} devices, not {num_devices}")

@@ -1,0 +1,286 @@
+"""The coordinator, device 0: hands out a request, computes its own part and gathers the rest.
+
+When another device fails the request is finished here alone, with the right answer (see ``membership`` for what happens
+to the device).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from edgeprism.errors import PeerError
+from edgeprism.models.model import Model, Tokens
+from edgeprism.runtime.job import JobRun, Results
+from edgeprism.runtime.membership import Membership
+from edgeprism.runtime.messages import Job, LoadOrder
+from edgeprism.runtime.patience import Patience
+from edgeprism.runtime.speed import measure_speed
+from edgeprism.runtime.trace import DeviceTrace, Trace
+from edgeprism.specs.plan import Plan
+from edgeprism.strategies.greedy import GreedySettings
+from edgeprism.strategies.meter import Meter
+from edgeprism.strategies.registry import count
+from edgeprism.strategies.replica.forward import batch_of, merge, samples_of
+from edgeprism.strategies.replica.partition import sample_bounds
+from edgeprism.strategies.sequence.partition import token_bounds
+from edgeprism.strategies.staging import Staging
+from edgeprism.wire.frame import Frame, Kind
+from edgeprism.wire.transport import Transport
+
+RESULT_GRACE_S = 0.5  # workers give up first, so that their word on who failed arrives
+
+Emit = Callable[[Tensor], None]
+
+
+class Outcome(NamedTuple):
+    """A request's output and what is known of how it ran."""
+
+    output: ModelOutput
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A job for several devices, before it is handed out."""
+
+    job: Job
+    tensors_of: Callable[[int], dict[str, Tensor]]  # by index into job.devices
+    plan: Plan
+    batch: int
+    num_tokens: int
+    kind: Hashable  # requests of one kind take about the same time
+
+
+class Coordinator:
+    """Runs requests on the devices behind ``transport``. Not for several threads at once; the engine sees to that."""
+
+    def __init__(self, transport: Transport, model: Model) -> None:
+        self._transport, self._model = transport, model
+        self._staging = Staging(model.device)
+        self._patience = Patience()
+        self._members = Membership(transport)
+        self._members.macs_per_s[0] = measure_speed(model)
+        self._request_number = 0
+
+    def load_workers(self, order: LoadOrder) -> None:
+        """Has every worker load the model; those that cannot are left out, with a warning."""
+        if self._transport.num_devices > 1:
+            self._members.load(order)
+
+    def ready(self) -> tuple[int, ...]:
+        """The devices that a request would use now, the coordinator first."""
+        return self._members.ready() if self._transport.num_devices > 1 else (0,)
+
+    def speeds(self) -> tuple[float, ...]:
+        """Relative speed of every device, 0 where it is unknown: what an even split by speed goes by."""
+        return tuple(self._members.macs_per_s.get(device, 0.0) for device in range(self._transport.num_devices))
+
+    def forward(self, inputs: dict[str, Any], plan: Plan) -> Outcome:
+        """One forward pass. A device that fails is named in the trace; the output is right all the same."""
+        started_s = time.monotonic()
+        plan = self._feasible(plan)
+        if plan.strategy == "local":
+            return self._local(inputs, started_s)
+        run = self._sequence if plan.strategy == "sequence" else self._replica
+        try:
+            return run(inputs, plan, started_s)
+        except PeerError as exc:
+            return self._local(inputs, started_s, self._members.recover(exc, range(plan.num_devices)))
+        except BaseException:
+            self._members.new_epoch()  # others may be waiting for us
+            raise
+
+    def generate(self, tokens: Tokens, plan: Plan, settings: GreedySettings, emit: Emit) -> Trace:
+        """Prefill by ``plan``, then greedy decoding on the last partition's device; ``emit`` gets each step's ids.
+
+        Raises PeerError, which names the devices, when one fails: what was emitted until then is right, and the caller
+        goes on from there.
+        """
+        started_s = time.monotonic()
+        plan = self._feasible(plan)
+        request = self._token_request(tokens, plan, settings)
+        try:
+            run = self._hand_out(request, started_s)
+            run.run(request.tensors_of(0), emit)
+            last = request.job.devices[-1]
+            _, traces = self._collect(request, {} if last == 0 else {last: self._follow(request, last, emit)})
+        except PeerError as exc:
+            failures = self._members.recover(exc, range(plan.num_devices))
+            raise PeerError("; ".join(failures), exc.peers) from exc
+        except BaseException:
+            self._members.new_epoch()
+            raise
+        return self._trace(request, started_s, (run.trace(), *traces))
+
+    def close(self) -> None:
+        """Tells the workers that this coordinator has ended."""
+        self._members.close()
+
+    def _feasible(self, plan: Plan) -> Plan:
+        """The plan over the devices that are ready: the shares of the others go to those, in proportion."""
+        ready = self.ready()
+        shares = [share if device in ready else 0.0 for device, share in enumerate(plan.shares)]
+        total = sum(shares)
+        if plan.strategy == "local" or sum(share > 0 for share in shares) < 2:
+            return Plan.local()
+        return Plan(strategy=plan.strategy, shares=tuple(share / total for share in shares), codec=plan.codec)
+
+    def _local(self, inputs: dict[str, Any], started_s: float, failures: tuple[str, ...] = ()) -> Outcome:
+        batch = batch_of(inputs)
+        job = Job(kind="replica", tensors=(), timeout_s=0.0, devices=(0,), bounds=((0, batch),))
+        self._transport.take_stats()
+        run = JobRun(self._model, job, self._transport, self._staging, epoch=0, request=0, started_s=started_s)
+        results = run.run(inputs, _ignore)
+        output = self._model.output(**results.named())
+        plan, num_tokens = Plan.local(), self._model.num_tokens(inputs)
+        trace = Trace(
+            plan=plan, dtype=self._dtype, batch=batch, num_tokens=num_tokens, total_s=time.monotonic() - started_s,
+            devices=(run.trace(),), failures=failures,
+        )  # fmt: skip
+        return Outcome(output, trace)
+
+    def _sequence(self, inputs: dict[str, Any], plan: Plan, started_s: float) -> Outcome:
+        tokens = self._model.tokens(inputs)
+        request = self._token_request(tokens, plan, None)
+        run = self._hand_out(request, started_s)
+        own = run.run(request.tensors_of(0), _ignore)
+        others, traces = self._collect(request)
+        joined = tokens.reads.join([own.tensors, *(results.tensors for results in others)], request.job.bounds)
+        output = self._model.head(joined)
+        return Outcome(output, self._trace(request, started_s, (run.trace(), *traces)))
+
+    def _replica(self, inputs: dict[str, Any], plan: Plan, started_s: float) -> Outcome:
+        request = self._sample_request(inputs, plan)
+        run = self._hand_out(request, started_s)
+        mine = [run.run(request.tensors_of(0), _ignore)] if request.job.devices[0] == 0 else []
+        others, traces = self._collect(request)
+        output = merge([results.named() for results in (*mine, *others)], self._model.output)
+        return Outcome(output, self._trace(request, started_s, (run.trace(), *traces)))
+
+    def _token_request(self, tokens: Tokens, plan: Plan, greedy: GreedySettings | None) -> Request:
+        devices = tuple(device for device, share in enumerate(plan.shares) if share > 0)
+        bounds = token_bounds(tokens.num_tokens, [plan.shares[device] for device in devices])
+        for start, stop in bounds:
+            plan.codec.num_rows(stop - start)  # PlanError before anything is sent
+        masks = {} if tokens.mask is None else {"mask": tokens.mask}
+        kind = ("sequence", devices, bounds, str(plan.codec), tokens.batch, tuple(masks), greedy is not None)
+        job = Job(
+            kind="sequence",
+            tensors=(*tokens.features, *masks),
+            timeout_s=self._timeout_s(kind, plan, tokens.batch, tokens.num_tokens),
+            devices=devices,
+            bounds=bounds,
+            codec=plan.codec,
+            reads=tokens.reads,
+            greedy=greedy,
+        )
+        return Request(
+            job=job,
+            tensors_of=lambda index: {**tokens.features_of(*bounds[index]), **masks},
+            plan=plan,
+            batch=tokens.batch,
+            num_tokens=tokens.num_tokens,
+            kind=kind,
+        )
+
+    def _sample_request(self, inputs: dict[str, Any], plan: Plan) -> Request:
+        batch, num_tokens = batch_of(inputs), self._model.num_tokens(inputs)
+        all_bounds = sample_bounds(batch, plan.shares)
+        devices = tuple(device for device, (start, stop) in enumerate(all_bounds) if stop > start)
+        bounds = tuple(all_bounds[device] for device in devices)
+        names = tuple(name for name, value in inputs.items() if isinstance(value, Tensor))
+        kind = ("replica", devices, bounds, num_tokens)
+        job = Job(
+            kind="replica",
+            tensors=names,
+            timeout_s=self._timeout_s(kind, plan, batch, num_tokens),
+            devices=devices,
+            bounds=bounds,
+            options=tuple(
+                (name, bool(value)) for name, value in inputs.items() if value is not None and name not in names
+            ),
+        )
+
+        def tensors_of(index: int) -> dict[str, Tensor]:
+            chosen = samples_of(inputs, *bounds[index], batch)
+            return {name: chosen[name] for name in names}
+
+        return Request(job=job, tensors_of=tensors_of, plan=plan, batch=batch, num_tokens=num_tokens, kind=kind)
+
+    def _hand_out(self, request: Request, started_s: float) -> JobRun:
+        """Sends every other device its part; returns our own, not begun yet."""
+        self._request_number += 1
+        self._transport.take_stats()
+        epoch, number, job = self._members.epoch, self._request_number, request.job
+        run = JobRun(self._model, job, self._transport, self._staging, epoch=epoch, request=number, started_s=started_s)
+        meta = job.to_json()
+        for index, device in enumerate(job.devices):
+            if device != 0:
+                tensors = [tensor.contiguous() for tensor in request.tensors_of(index).values()]
+                buffers = self._staging.to_wire(tensors, run.meter, slot=2 + index)
+                self._transport.send(device, Kind.REQUEST, epoch=epoch, request=number, meta=meta, buffers=buffers)
+        return run
+
+    def _follow(self, request: Request, device: int, emit: Emit) -> Frame:
+        """Passes on the tokens that ``device`` decodes; returns its closing RESULT."""
+        while True:
+            deadline = time.monotonic() + request.job.timeout_s + RESULT_GRACE_S
+            frame = self._wait((Kind.TOKEN, Kind.RESULT), (device,), deadline)[device]
+            if frame.kind is Kind.RESULT:
+                return frame
+            (ids,) = self._staging.from_wire(frame, Meter(), ((torch.int64, (request.batch,)),))
+            emit(ids)
+
+    def _collect(
+        self, request: Request, have: Mapping[int, Frame] | None = None
+    ) -> tuple[list[Results], list[DeviceTrace]]:
+        """What the other devices computed, in the order of their parts; ``have`` has come already."""
+        others = [device for device in request.job.devices if device != 0]
+        missing = [device for device in others if device not in (have or {})]
+        deadline = time.monotonic() + request.job.timeout_s + RESULT_GRACE_S
+        frames = {**self._wait((Kind.RESULT,), missing, deadline), **(have or {})}
+        return (
+            [Results.of(frames[device], self._staging) for device in others],
+            [Results.trace_of(frames[device]) for device in others],
+        )
+
+    def _wait(self, kinds: tuple[Kind, ...], devices: Sequence[int], deadline: float) -> dict[int, Frame]:
+        return self._transport.wait_control(
+            kinds, devices, deadline, epoch=self._members.epoch, request=self._request_number
+        )
+
+    def _timeout_s(self, kind: Hashable, plan: Plan, batch: int, num_tokens: int) -> float:
+        """How long to wait for others: what the request was counted to take, or was seen to."""
+        element_bytes = self._model.dtype.itemsize
+        cost = count(self._model.spec, plan, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes)
+        compute_s = cost.busiest.macs / min(speed for speed in self.speeds() if speed)
+        num_bytes = sum(device.bytes_sent for device in cost.devices)
+        return self._patience.timeout_s(kind, compute_s=compute_s, num_bytes=num_bytes)
+
+    def _trace(self, request: Request, started_s: float, devices: tuple[DeviceTrace, ...]) -> Trace:
+        trace = Trace(
+            plan=request.plan,
+            dtype=self._dtype,
+            batch=request.batch,
+            num_tokens=request.num_tokens,
+            total_s=time.monotonic() - started_s,
+            devices=devices,
+        )
+        if request.job.greedy is None:
+            self._patience.learn(request.kind, trace.total_s)
+        return trace
+
+    @property
+    def _dtype(self) -> str:
+        return str(self._model.dtype).removeprefix("torch.")
+
+
+def _ignore(ids: Tensor) -> None:
+    """For requests that emit nothing."""

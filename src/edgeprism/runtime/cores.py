@@ -1,0 +1,57 @@
+"""Which processor cores a device may use: each device of one machine gets its own, so that none slows another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from edgeprism.errors import PlanError
+
+
+def available_cores() -> tuple[int, ...]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def divide_cores(num_devices: int, *, share: bool = False) -> tuple[tuple[int, ...], ...]:
+    """Disjoint, equal sets of cores, the coordinator's first. PlanError when there are fewer cores than devices, unless
+    they may ``share`` (then device i gets core i modulo their number)."""
+    cores = available_cores()
+    if num_devices > len(cores):
+        if not share:
+            raise PlanError(
+                f"{num_devices} devices on this machine need {num_devices} cores, and this process may use "
+                f"{len(cores)}; use at most {len(cores)} devices, or other machines"
+            )
+        return tuple((cores[index % len(cores)],) for index in range(num_devices))
+    each = len(cores) // num_devices
+    return tuple(cores[index * each : (index + 1) * each] for index in range(num_devices))
+
+
+@contextmanager
+def on_cores(cores: tuple[int, ...] | None) -> Iterator[None]:
+    """Runs the calling thread on these cores, with one torch thread each; what was set before is set again after.
+
+    None leaves everything as it is.
+    """
+    if cores is None:
+        yield
+        return
+    num_threads, affinity = torch.get_num_threads(), available_cores()
+    _set(cores, len(cores))
+    try:
+        yield
+    finally:
+        _set(affinity, num_threads)
+
+
+def _set(cores: tuple[int, ...], num_threads: int) -> None:
+    if hasattr(os, "sched_setaffinity") and cores != available_cores():
+        os.sched_setaffinity(0, cores)
+    if torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)

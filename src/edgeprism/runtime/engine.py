@@ -1,0 +1,272 @@
+"""What a user holds: a model on a cluster, called like the transformers model it was made from."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from edgeprism.errors import InputError, PeerError, PlanError
+from edgeprism.models.gpt2 import Gpt2LM
+from edgeprism.models.load import DTYPES, directory_of, load_pretrained
+from edgeprism.models.model import Model
+from edgeprism.models.registry import adapt
+from edgeprism.runtime.cluster import Cluster
+from edgeprism.runtime.coordinator import Coordinator
+from edgeprism.runtime.cores import on_cores
+from edgeprism.runtime.messages import LoadOrder
+from edgeprism.runtime.trace import Trace
+from edgeprism.specs.codec import EXACT, CodecSpec
+from edgeprism.specs.plan import STRATEGIES, Plan
+from edgeprism.strategies.greedy import GreedySettings, prompt_tokens
+
+AUTO_NOTE = "plan auto runs local: choosing by measurements is not built yet"
+
+_keys = itertools.count()
+
+
+def load(
+    model: str | PreTrainedModel,
+    *,
+    cluster: Cluster | None = None,
+    plan: str | Plan = "auto",
+    codec: str | CodecSpec = "exact",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Engine:
+    """A model, ready to be called. ``model`` is a hub id, a directory in Hugging Face format, or a loaded model.
+
+    ``plan``: "auto", "local", "replica", "sequence", or a ``Plan``. ``codec``: what travels under `sequence`, such as
+    "exact", "means:9.9", "kv:int8". ``dtype``: the checkpoint's by default. Raises InputError, one line that says what
+    cannot be used and what can.
+    """
+    return Engine(model, cluster=cluster, plan=plan, codec=codec, device=device, dtype=dtype)
+
+
+class Engine:
+    """See ``load``. Safe from several threads, which take turns."""
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        *,
+        cluster: Cluster | None = None,
+        plan: str | Plan = "auto",
+        codec: str | CodecSpec = "exact",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> None:
+        self._lock = threading.Lock()
+        self._cluster = Cluster.alone() if cluster is None else cluster
+        self._owns_cluster = cluster is None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.last_trace: Trace | None = None
+        self.use(plan, codec)
+        torch_device = _device(device)
+        with on_cores(self._cluster.cores):
+            self._model = _adapted(model, torch_device, _dtype(dtype))
+            self._coordinator = Coordinator(self._cluster.transport, self._model)
+            self._cluster.engine = self
+            self._coordinator.load_workers(self._order(model, torch_device))
+
+    def use(self, plan: str | Plan, codec: str | CodecSpec = "exact") -> None:
+        """Takes another plan for the requests from now on."""
+        codec = CodecSpec.parse(codec) if isinstance(codec, str) else codec
+        if isinstance(plan, str) and plan not in ("auto", *STRATEGIES):
+            Plan(strategy=plan, shares=(1.0,))  # says which there are
+        if isinstance(plan, Plan):
+            if plan.num_devices > self._cluster.num_devices:
+                raise PlanError(f"the plan has {plan.num_devices} devices, the cluster {self._cluster.num_devices}")
+            if codec != EXACT:
+                raise PlanError("a Plan holds its codec already; give one or the other")
+            codec = plan.codec
+        strategy = plan.strategy if isinstance(plan, Plan) else plan
+        if strategy != "sequence" and codec != EXACT:
+            warnings.warn(f"codec {codec} has no effect under plan {strategy}: nothing is encoded", stacklevel=2)
+        self._plan, self._codec = plan, codec
+
+    @property
+    def config(self) -> Any:
+        """The transformers config of the model."""
+        return self._model.config
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """The devices that the next request would use, this process first."""
+        with self._lock, on_cores(self._cluster.cores):
+            return self._coordinator.ready()
+
+    def __call__(self, **inputs: Any) -> ModelOutput:
+        """One forward pass on the keyword arguments that the transformers model takes; its ModelOutput.
+
+        A device that fails in the middle is named in ``last_trace``, and the output is right all the same.
+        """
+        with self._lock, on_cores(self._cluster.cores), torch.no_grad():
+            self._check_ours()
+            given = {name: value for name, value in inputs.items() if value is not None}
+            outcome = self._coordinator.forward(given, self._actual_plan())
+            self.last_trace = self._noted(outcome.trace)
+            return outcome.output
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        max_new_tokens: int = 20,
+        attention_mask: Tensor | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+    ) -> Tensor:
+        """Greedy continuation (batch, prompt + new tokens), token for token what transformers' ``generate`` gives.
+
+        The prompt is prefilled over all devices; the last partition's device decodes.
+        """
+        if not isinstance(self._model, Gpt2LM):
+            raise InputError(f"{self._model.spec.architecture} does not generate; a causal language model does")
+        if not self._codec.is_exact:
+            raise PlanError(f"codec {self._codec} cannot be used to generate yet; use exact or kv:exact")
+        with self._lock, on_cores(self._cluster.cores), torch.no_grad():
+            self._check_ours()
+            settings = _greedy(self._model, max_new_tokens, eos_token_id, pad_token_id)
+            mask = _inferred_mask(self._model, input_ids, settings) if attention_mask is None else attention_mask
+            return self._generate(self._model, input_ids, mask, settings)
+
+    def close(self) -> None:
+        """Ends the engine, and its cluster if the engine made it. Closing twice is fine."""
+        with self._lock:
+            if self._cluster.engine is self:
+                self._coordinator.close()
+                self._cluster.engine = None
+            if self._owns_cluster:
+                self._cluster.close()
+            if self._folder is not None:
+                self._folder.cleanup()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _generate(self, model: Gpt2LM, ids: Tensor, mask: Tensor | None, settings: GreedySettings) -> Tensor:
+        """Decodes; when a device fails, goes on here from what had been decoded."""
+        plan, failures = self._actual_plan(), tuple[str, ...]()
+        steps: list[Tensor] = []
+        while (rest := settings.after(steps)) is not None:
+            text = torch.cat([ids, *(step[:, None] for step in steps)], dim=1)
+            real = None if mask is None else torch.nn.functional.pad(mask, (0, len(steps)), value=1)
+            tokens = prompt_tokens(model, text, real, rest.max_new_tokens)
+            try:
+                trace = self._coordinator.generate(tokens, plan, rest, steps.append)
+            except PeerError as exc:
+                plan, failures = Plan.local(), (*failures, str(exc))
+            else:
+                self.last_trace = self._noted(replace(trace, failures=failures))
+        return torch.cat([ids, *(step[:, None] for step in steps)], dim=1)
+
+    def _actual_plan(self) -> Plan:
+        """The plan of the next request, with shares."""
+        if isinstance(self._plan, Plan):
+            return self._plan
+        num_devices = self._cluster.num_devices
+        if self._plan in ("auto", "local") or num_devices == 1:
+            return Plan.local()
+        if self._plan == "sequence":
+            return Plan.even("sequence", num_devices, self._codec)
+        speeds = self._coordinator.speeds()
+        return Plan(strategy=self._plan, shares=tuple(speed / sum(speeds) for speed in speeds))
+
+    def _noted(self, trace: Trace) -> Trace:
+        if self._plan == "auto":
+            return replace(trace, note=AUTO_NOTE)
+        if self._plan not in ("local", "auto") and self._cluster.num_devices == 1:
+            return replace(trace, note="one device: it runs local")
+        return trace
+
+    def _check_ours(self) -> None:
+        if self._cluster.engine is not self:
+            raise InputError("this engine is closed, or its cluster was given to a newer one; make a new engine")
+
+    def _order(self, model: str | PreTrainedModel, device: torch.device) -> LoadOrder:
+        """What tells workers which model to load: a key for threads, a directory for processes."""
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        if self._cluster.shared_models is not None:
+            key = f"model-{next(_keys)}"
+            self._cluster.shared_models.clear()
+            self._cluster.shared_models[key] = self._model
+            return LoadOrder(model=key, dtype=dtype, device=str(device))
+        return LoadOrder(model=self._directory(model), dtype=dtype, device=device.type)
+
+    def _directory(self, model: str | PreTrainedModel) -> str:
+        """Where worker processes read the weights: a model that was given loaded is saved for them, until ``close``."""
+        if isinstance(model, str):
+            return str(directory_of(model).resolve())
+        if self._cluster.num_devices == 1:
+            return ""
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeprism-")
+        model.save_pretrained(self._folder.name)
+        return self._folder.name
+
+
+def _adapted(model: str | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> Model:
+    if isinstance(model, str):
+        return adapt(load_pretrained(model, dtype=dtype).to(device))  # type: ignore[arg-type]
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(f"a model is an id, a directory or a loaded PreTrainedModel, not {type(model).__name__}")
+    if dtype is not None and model.dtype != dtype:
+        raise InputError(f"the model was loaded in {model.dtype}; load it in {dtype}, or give its directory instead")
+    if model.device.type != device.type:
+        raise InputError(f"the model is on {model.device}; move it to {device}, or give its directory instead")
+    return adapt(model)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The accelerator asked for; the CPU by default. InputError where no kernel runs there."""
+    try:
+        chosen = torch.device(device or "cpu")
+        torch.zeros(1, device=chosen).add_(1)
+    except (RuntimeError, AssertionError) as exc:  # a name that torch does not know, or hardware that is not there
+        reason = str(exc).splitlines()[0]
+        raise InputError(f"device {device!r} cannot be used here ({reason}); use cpu, or cuda where it works") from exc
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
+    if dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    return DTYPES[str(dtype)]
+
+
+def _greedy(
+    model: Gpt2LM, max_new_tokens: int, eos_token_id: int | Sequence[int] | None, pad_token_id: int | None
+) -> GreedySettings:
+    """What is not given comes from the model's generation config, as in transformers; padding falls back to the stop."""
+    defaults = model.generation_config
+    stops = defaults.eos_token_id if eos_token_id is None else eos_token_id
+    stop_ids = () if stops is None else (stops,) if isinstance(stops, int) else tuple(stops)
+    padding = defaults.pad_token_id if pad_token_id is None else pad_token_id
+    if padding is None:
+        padding = stop_ids[0] if stop_ids else 0
+    return GreedySettings(max_new_tokens=max_new_tokens, stop_ids=stop_ids, padding_id=padding)
+
+
+def _inferred_mask(model: Gpt2LM, ids: Tensor, settings: GreedySettings) -> Tensor | None:
+    """The mask that transformers infers when none is given: padding is padding unless it also ends a text."""
+    declared = model.generation_config.pad_token_id is not None
+    if not declared or settings.padding_id in settings.stop_ids:
+        return None
+    return ids.ne(settings.padding_id).long()

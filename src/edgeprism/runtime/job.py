@@ -1,0 +1,142 @@
+"""One device's part of one request, on the coordinator and on workers alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgeprism.errors import FrameError, PeerFault
+from edgeprism.models.gpt2 import Gpt2LM
+from edgeprism.models.model import Model
+from edgeprism.runtime.messages import Job
+from edgeprism.runtime.trace import DeviceTrace
+from edgeprism.strategies.greedy import GreedyDecoder
+from edgeprism.strategies.meter import Meter
+from edgeprism.strategies.replica.forward import run_samples
+from edgeprism.strategies.sequence.forward import SequenceForward, Work
+from edgeprism.strategies.staging import Staging
+from edgeprism.wire.frame import Frame
+from edgeprism.wire.transport import Transport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """What a job gave: the fields of an output by name, or unnamed parts of what the head reads."""
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, frame: Frame, staging: Staging) -> Results:
+        """The results that a RESULT frame holds."""
+        names = frame.info.get("names")
+        if not isinstance(names, list) or len(names) not in (0, len(frame.arrays)):
+            raise PeerFault(f"device {frame.sender} sent results that do not fit their names", (frame.sender,))
+        return cls(names=tuple(map(str, names)), tensors=staging.from_wire(frame, Meter()))
+
+    @staticmethod
+    def trace_of(frame: Frame) -> DeviceTrace:
+        """The trace that a RESULT frame holds."""
+        try:
+            return DeviceTrace(**frame.info["trace"])
+        except (KeyError, TypeError) as exc:
+            raise PeerFault(f"device {frame.sender} sent a trace that cannot be read: {exc}", (frame.sender,)) from exc
+
+    def named(self) -> dict[str, Tensor]:
+        """The fields of an output."""
+        return dict(zip(self.names, self.tensors, strict=True))
+
+
+class JobRun:
+    """One device's part of one request, on the coordinator and on workers alike."""
+
+    def __init__(
+        self,
+        model: Model,
+        job: Job,
+        transport: Transport,
+        staging: Staging,
+        *,
+        epoch: int,
+        request: int,
+        started_s: float | None = None,
+    ) -> None:
+        self._model, self._job, self._transport, self._staging = model, job, transport, staging
+        self._epoch, self._request = epoch, request
+        self._started_s = time.monotonic() if started_s is None else started_s
+        self.meter = Meter()
+
+    @property
+    def deadline(self) -> float:
+        """In seconds of time.monotonic."""
+        return self._started_s + self._job.timeout_s
+
+    def run(self, tensors: dict[str, Tensor], emit: Callable[[Tensor], None]) -> Results:
+        """A part of what the head reads, or the outputs of the own samples. ``emit`` gets tokens as they are decoded."""
+        with torch.no_grad():
+            if self._job.kind == "sequence":
+                return Results(names=(), tensors=self._run_sequence(tensors, emit))
+            output = run_samples(self._model, {**tensors, **dict(self._job.options)})
+        fields = {name: value for name, value in output.items() if isinstance(value, Tensor)}
+        return Results(names=tuple(fields), tensors=tuple(fields.values()))
+
+    def _run_sequence(self, tensors: dict[str, Tensor], emit: Callable[[Tensor], None]) -> tuple[Tensor, ...]:
+        job = self._job
+        if job.reads is None or self._transport.rank not in job.devices or len(job.bounds) != len(job.devices):
+            raise FrameError("a sequence request does not say what this device has to do")
+        index = job.devices.index(self._transport.rank)
+        mask = tensors.get("mask")
+        work = Work(
+            devices=job.devices,
+            bounds=job.bounds,
+            index=index,
+            codec=job.codec,
+            features={name: tensor for name, tensor in tensors.items() if name != "mask"},
+            mask=mask,
+            reads=job.reads,
+            epoch=self._epoch,
+            request=self._request,
+        )
+        decodes = job.greedy is not None and index == len(job.devices) - 1
+        forward = SequenceForward(
+            self._model,
+            work,
+            self._transport,
+            self._staging,
+            deadline=self.deadline,
+            meter=self.meter,
+            keeps_cache=decodes,
+        )
+        part = forward.run()
+        if not decodes:
+            return part if job.greedy is None else ()
+        assert isinstance(self._model, Gpt2LM) and job.greedy is not None
+        GreedyDecoder(self._model, forward.cache, mask, job.greedy).run(self._model.next_logits(part[0]), emit)
+        return ()
+
+    def trace(self) -> DeviceTrace:
+        """Where the time since the start went."""
+        stats, total_s = self._transport.take_stats(), time.monotonic() - self._started_s
+        wire_s = stats.send_s + stats.receive_s
+        counted_s = self.meter.codec_s + self.meter.staging_s + wire_s + stats.wait_s
+        start, stop = self._own_bounds()
+        return DeviceTrace(
+            device=self._transport.rank,
+            work=stop - start,
+            total_s=total_s,
+            compute_s=max(0.0, total_s - counted_s),
+            codec_s=self.meter.codec_s,
+            staging_s=self.meter.staging_s,
+            wire_s=wire_s,
+            wait_s=stats.wait_s,
+            bytes_sent=stats.bytes_sent,
+            bytes_received=stats.bytes_received,
+        )
+
+    def _own_bounds(self) -> tuple[int, int]:
+        rank, job = self._transport.rank, self._job
+        return job.bounds[job.devices.index(rank)] if rank in job.devices else (0, 0)

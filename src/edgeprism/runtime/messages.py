@@ -1,0 +1,107 @@
+"""What coordinator and workers say to each other: the JSON part of control frames, checked on arrival.
+
+    LOAD     path or key of a model, dtype, accelerator     -> LOADED (speed) or FAULT
+    REQUEST  a Job, with tensors                            -> RESULT (a DeviceTrace, tensors), TOKEN..., or FAULT
+    EPOCH    the epoch, in the header; drop all older work  -> READY
+    CLOSE    end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from edgeprism.errors import FrameError
+from edgeprism.models.reads import Reads
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.strategies.greedy import GreedySettings
+
+_Made = TypeVar("_Made")
+Kind = Literal["sequence", "replica"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOrder:
+    """Which model a worker must hold. ``model`` is a directory, or the key of a model that threads share."""
+
+    model: str
+    dtype: str
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"model": self.model, "dtype": self.dtype, "device": self.device}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> LoadOrder:
+        """FrameError when a field is missing or of another type."""
+        return _checked("LOAD", lambda: cls(**{name: _text(document[name]) for name in ("model", "dtype", "device")}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One device's part of a request. The frame's tensors are named by ``tensors``, in order.
+
+    sequence: features of the device's own tokens, and ``mask`` (everybody's) if there is padding.
+    replica: the inputs of the device's own samples; ``options`` are inputs that are no tensors.
+    """
+
+    kind: Kind
+    tensors: tuple[str, ...]
+    timeout_s: float
+    devices: tuple[int, ...] = ()
+    bounds: tuple[tuple[int, int], ...] = ()
+    codec: CodecSpec = CodecSpec()
+    reads: Reads | None = None
+    greedy: GreedySettings | None = None
+    options: tuple[tuple[str, bool], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "kind": self.kind,
+            "tensors": list(self.tensors),
+            "timeout_s": self.timeout_s,
+            "devices": list(self.devices),
+            "bounds": [list(bound) for bound in self.bounds],
+            "codec": str(self.codec),
+            "reads": None if self.reads is None else self.reads.to_json(),
+            "greedy": None if self.greedy is None else self.greedy.to_json(),
+            "options": dict(self.options),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Job:
+        """FrameError when a field is missing or of another type."""
+        return _checked("REQUEST", lambda: cls._read(document))
+
+    @classmethod
+    def _read(cls, document: Mapping[str, Any]) -> Job:
+        reads, greedy = document["reads"], document["greedy"]
+        if document["kind"] not in ("sequence", "replica"):
+            raise ValueError(f"unknown kind {document['kind']!r}")
+        return cls(
+            kind=document["kind"],
+            tensors=tuple(_text(name) for name in document["tensors"]),
+            timeout_s=float(document["timeout_s"]),
+            devices=tuple(int(device) for device in document["devices"]),
+            bounds=tuple((int(start), int(stop)) for start, stop in document["bounds"]),
+            codec=CodecSpec.parse(document["codec"]),
+            reads=None if reads is None else Reads.from_json(reads),
+            greedy=None if greedy is None else GreedySettings.from_json(greedy),
+            options=tuple((_text(name), bool(value)) for name, value in document["options"].items()),
+        )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"text was expected, not {value!r}")
+    return value
+
+
+def _checked(kind: str, read: Callable[[], _Made]) -> _Made:
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as exc:
+        raise FrameError(f"a {kind} message that cannot be used: {type(exc).__name__}: {exc}") from exc

@@ -1,0 +1,69 @@
+"""What one request did: which plan ran, and where its time and bytes went, device by device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from edgeprism.specs.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceTrace:
+    """One device's part. Seconds of its own thread; they add up to ``total_s``."""
+
+    device: int
+    work: int
+    """Tokens of each sample under `sequence`, samples under `replica`."""
+    total_s: float
+    compute_s: float
+    codec_s: float
+    """Encoding and decoding what travels."""
+    staging_s: float
+    """Copies between accelerator and host memory."""
+    wire_s: float
+    """Laying out, queueing and parsing messages."""
+    wait_s: float
+    """Blocked, waiting for other devices."""
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """One request. ``devices`` are those that took part, the coordinator first."""
+
+    plan: Plan
+    dtype: str
+    batch: int
+    num_tokens: int
+    total_s: float
+    devices: tuple[DeviceTrace, ...]
+    failures: tuple[str, ...] = ()
+    """Devices that failed during the request, and why; it was then finished by the coordinator."""
+    note: str = ""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that all devices sent, frame headers included; before encryption and TCP."""
+        return sum(device.bytes_sent for device in self.devices)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "plan": self.plan.to_json(), "bytes_sent": self.bytes_sent}
+
+    def summary(self) -> str:
+        """A small table for people; milliseconds and kilobytes."""
+        plan = self.plan.strategy + (f" {self.plan.codec}" if self.plan.strategy == "sequence" else "")
+        lines = [
+            f"{plan}, {self.dtype}, batch {self.batch}, {self.num_tokens} tokens: {self.total_s * 1e3:.1f} ms, "
+            f"{self.bytes_sent / 1e3:.1f} kB sent",
+            f"{'device':>8}{'work':>6}{'compute':>9}{'codec':>8}{'staging':>9}{'wire':>8}{'wait':>8}{'kB sent':>10}",
+        ]
+        for d in self.devices:
+            times = f"{d.compute_s * 1e3:9.1f}{d.codec_s * 1e3:8.1f}{d.staging_s * 1e3:9.1f}"
+            times += f"{d.wire_s * 1e3:8.1f}{d.wait_s * 1e3:8.1f}"
+            lines.append(f"{d.device:>8}{d.work:>6}{times}{d.bytes_sent / 1e3:10.1f}")
+        lines += [f"failed: {failure}" for failure in self.failures]
+        return "\n".join(lines + ([self.note] if self.note else []))
+

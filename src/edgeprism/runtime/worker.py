@@ -1,0 +1,114 @@
+"""A worker: one thread that owns its transport, waits for orders and computes its part of each request.
+
+[Note: one thread a device] Each device's work is done by the thread that owns its sockets; libzmq's I/O thread moves
+bytes meanwhile. There is nothing to lock, and a wait always ends: with the data, at its deadline, or because the
+coordinator announced a newer epoch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+
+from torch import Tensor
+
+from edgeprism.errors import EdgeprismError, FrameError, PeerError, RequestAborted
+from edgeprism.models.model import Model
+from edgeprism.runtime.job import JobRun
+from edgeprism.runtime.messages import Job, LoadOrder
+from edgeprism.runtime.speed import measure_speed
+from edgeprism.strategies.staging import Staging
+from edgeprism.wire.frame import Frame, Kind
+from edgeprism.wire.transport import Transport
+
+log = logging.getLogger(__name__)
+
+COORDINATOR = 0
+
+
+class Worker:
+    """Serves one coordinator until it says CLOSE or is gone. ``load`` turns an order into a model."""
+
+    def __init__(self, transport: Transport, load: Callable[[LoadOrder], Model]) -> None:
+        self._transport, self._load = transport, load
+        self._model: Model | None = None
+        self._staging: Staging | None = None
+
+    def serve(self) -> None:
+        """Runs until the end; everything that goes wrong with a request is reported, not raised."""
+        while True:
+            frame = self._transport.receive(None)
+            if frame is None:
+                if COORDINATOR in self._transport.lost():
+                    return
+                continue
+            if frame.sender != COORDINATOR:
+                log.warning("device %d sent %s, which only the coordinator may", frame.sender, frame.kind.name)
+            elif frame.kind is Kind.CLOSE:
+                return
+            else:
+                self._handle(frame)
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.kind is Kind.EPOCH:
+            self._transport.epoch = frame.epoch
+            self._transport.send(COORDINATOR, Kind.READY, epoch=frame.epoch)
+            return
+        if frame.epoch != self._transport.epoch:
+            return
+        actions = {Kind.LOAD: self._take_model, Kind.REQUEST: self._take_request}
+        action = actions.get(frame.kind)
+        if action is None:
+            log.warning("the coordinator sent %s, which is not for a worker", frame.kind.name)
+            return
+        try:
+            action(frame)
+        except RequestAborted:
+            log.info("request %d was given up", frame.request)
+        except Exception as exc:  # whatever it is, the coordinator has to know, and this worker lives on
+            log.warning("request %d failed here: %s", frame.request, exc, exc_info=not isinstance(exc, EdgeprismError))
+            self._report(frame, exc)
+
+    def _report(self, frame: Frame, exc: Exception) -> None:
+        blamed = list(exc.peers) if isinstance(exc, PeerError) else []
+        text = str(exc) if isinstance(exc, EdgeprismError) else f"{type(exc).__name__}: {exc}"
+        meta = {"message": text[:2000], "blamed": blamed}
+        try:
+            self._transport.send(COORDINATOR, Kind.FAULT, epoch=frame.epoch, request=frame.request, meta=meta)
+        except PeerError:
+            log.warning("the coordinator cannot be told: it is gone")
+
+    def _take_model(self, frame: Frame) -> None:
+        self._model = None  # frees the old one before the new one comes
+        self._model = self._load(LoadOrder.from_json(frame.info))
+        self._staging = Staging(self._model.device)
+        meta = {"macs_per_s": measure_speed(self._model)}
+        self._transport.send(COORDINATOR, Kind.LOADED, epoch=frame.epoch, request=frame.request, meta=meta)
+
+    def _take_request(self, frame: Frame) -> None:
+        if self._model is None or self._staging is None:
+            raise FrameError("a request came before a model")
+        job = Job.from_json(frame.info)
+        if len(job.tensors) != len(frame.arrays):
+            raise FrameError(f"a request names {len(job.tensors)} tensors and holds {len(frame.arrays)}")
+        self._transport.take_stats()
+        part = JobRun(self._model, job, self._transport, self._staging, epoch=frame.epoch, request=frame.request)
+        tensors = dict(zip(job.tensors, self._staging.from_wire(frame, part.meter), strict=True))
+        results = part.run(tensors, self._emit(frame, part))
+        buffers = self._staging.to_wire([tensor.contiguous() for tensor in results.tensors], part.meter)
+        meta = {"trace": asdict(part.trace()), "names": list(results.names)}
+        self._transport.send(
+            COORDINATOR, Kind.RESULT, epoch=frame.epoch, request=frame.request, meta=meta, buffers=buffers
+        )
+
+    def _emit(self, frame: Frame, part: JobRun) -> Callable[[Tensor], None]:
+        """Sends each new token to the coordinator, and notices when it is no longer wanted."""
+
+        def emit(ids: Tensor) -> None:
+            assert self._staging is not None
+            buffers = self._staging.to_wire([ids.contiguous()], part.meter)
+            self._transport.check_epoch(frame.epoch)
+            self._transport.send(COORDINATOR, Kind.TOKEN, epoch=frame.epoch, request=frame.request, buffers=buffers)
+
+        return emit

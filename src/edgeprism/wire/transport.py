@@ -1,0 +1,317 @@
+"""The transport: how a device talks to the others. All of its rules live here; an implementation only moves bytes.
+
+Life story. One thread owns a transport. It waits until its peers are there (``wait_connected``), then lives on ``receive``,
+which hands it control frames. Inside a block it calls ``start``, computes while the bytes travel, and ``wait``s. Every wait has
+a deadline, and names the devices that it waited for in vain. When the coordinator announces a newer epoch, waits end in
+RequestAborted; the thread unwinds to ``receive``, reads the EPOCH frame and sets ``epoch``. ``close`` ends it.
+
+An implementation gives ``_post``, ``_poll``, ``connected`` and ``close``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from edgeprism.errors import FrameError, PeerFault, PeerLost, PeerTimeout, RequestAborted
+from edgeprism.wire.frame import DEFAULT_LIMITS, Buffer, Frame, Kind, Limits, Part, decode, dump_meta, encode
+from edgeprism.wire.mailbox import Mailbox
+from edgeprism.wire.stats import Stats
+
+log = logging.getLogger(__name__)
+
+
+class Message(NamedTuple):
+    """A peer, whose rank the implementation vouches for, sent these parts."""
+
+    sender: int
+    parts: Sequence[Part]
+
+
+class Lost(NamedTuple):
+    """A peer is gone."""
+
+    peer: int
+    reason: str
+
+
+class Up(NamedTuple):
+    """A peer is there (again)."""
+
+    peer: int
+
+
+Event: TypeAlias = Message | Lost | Up
+_Self = TypeVar("_Self", bound="Transport")
+
+
+class Transport(ABC):
+    """See the module. ``rank`` is this device's index, 0 the coordinator's; ``num_devices`` counts this device too."""
+
+    rank: int
+    num_devices: int
+
+    def __init__(self, rank: int, num_devices: int, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.rank = rank
+        self.num_devices = num_devices
+        self.limits = limits
+        self.stats = Stats()
+        self._mailbox = Mailbox()
+        self._lost: dict[int, str] = {}
+
+    @property
+    def epoch(self) -> int:
+        """Work of an older epoch is dropped. Setting it drops what was kept of older ones, too."""
+        return self._mailbox.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.stats.frames_dropped += self._mailbox.advance(epoch)
+
+    def send(
+        self,
+        peer: int,
+        kind: Kind,
+        *,
+        epoch: int,
+        request: int = 0,
+        block: int = -1,
+        meta: Mapping[str, Any] | None = None,
+        buffers: Sequence[Buffer] = (),
+    ) -> int:
+        """Queue one frame and return its bytes; never blocks. PeerLost if the peer cannot take it."""
+        frame = Frame(
+            kind=kind, epoch=epoch, request=request, block=block, sender=self.rank,
+            meta=dump_meta(meta), arrays=tuple(buffers),
+        )  # fmt: skip
+        return self._send(frame, (peer,))
+
+    def start(
+        self,
+        buffers: Sequence[Buffer],
+        *,
+        send_to: Sequence[int],
+        receive_from: Sequence[int],
+        epoch: int,
+        request: int,
+        block: int,
+    ) -> Exchange:
+        """Send the buffers to some peers at once; the returned exchange waits for what others send for the same block.
+
+        PeerLost if some peers cannot take it; the rest were sent to.
+        """
+        if send_to:
+            frame = Frame(
+                kind=Kind.DATA, epoch=epoch, request=request, block=block, sender=self.rank, arrays=tuple(buffers)
+            )
+            self._send(frame, send_to)
+        return Exchange(self, tuple(receive_from), epoch, request, block)
+
+    def receive(self, timeout_s: float | None) -> Frame | None:
+        """The next control frame of any peer; None when time is out, or a peer has just been lost (see ``lost``)."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        is_last = False
+        while True:
+            frame = self._mailbox.next_control()
+            if frame is not None or is_last:
+                return frame
+            remaining_s = None if end is None else end - time.monotonic()
+            is_last = self._pump(remaining_s) or (remaining_s is not None and remaining_s <= 0)
+
+    def wait_control(
+        self, kinds: Collection[Kind], from_peers: Iterable[int], deadline: float, *, epoch: int, request: int = 0
+    ) -> dict[int, Frame]:
+        """One control frame of these kinds from each peer; other control frames stay for ``receive``.
+
+        ``deadline`` is in seconds of ``time.monotonic``. Raises PeerTimeout, PeerLost, PeerFault (a peer sent FAULT for this
+        epoch and request) or RequestAborted.
+        """
+        wanted = frozenset(kinds)
+
+        def take(peer: int) -> Frame | None:
+            return self._mailbox.take_control(wanted, (peer,), epoch, request)
+
+        return self._gather(take, from_peers, deadline, epoch, request, "/".join(kind.name for kind in kinds))
+
+    def wait_connected(self, deadline: float, peers: Iterable[int] | None = None) -> None:
+        """Wait until the peers (all, if none are given) can be reached. PeerTimeout names those that cannot."""
+        wanted = set(range(self.num_devices) if peers is None else peers) - {self.rank}
+        is_last = False
+        while missing := wanted - self.connected():
+            if is_last:
+                raise PeerTimeout(f"no connection with {self._name_all(missing)}", tuple(sorted(missing)))
+            remaining_s = deadline - time.monotonic()
+            is_last = remaining_s <= 0
+            self._pump(remaining_s)
+
+    def lost(self) -> dict[int, str]:
+        """Peers known to be gone, with the reason. One that speaks again leaves."""
+        self._pump(0.0)
+        return dict(self._lost)
+
+    def check_epoch(self, epoch: int) -> None:
+        """RequestAborted if the coordinator has announced a newer epoch: for long work without exchanges. Never blocks."""
+        self._pump(0.0)
+        if self._mailbox.newest_epoch > epoch:
+            raise RequestAborted(f"the coordinator went from epoch {epoch} to {self._mailbox.newest_epoch}")
+
+    def take_stats(self) -> Stats:
+        """The counters since the last call."""
+        taken, self.stats = self.stats, Stats()
+        return taken
+
+    @abstractmethod
+    def connected(self) -> set[int]:
+        """The peers that a frame would reach now."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave; the others see this device as lost. Frames not sent yet are dropped. Closing twice is fine."""
+
+    @abstractmethod
+    def _post(self, peer: int, parts: Sequence[Part]) -> None:
+        """Queue a message without blocking. Raises PeerLost."""
+
+    @abstractmethod
+    def _poll(self, timeout_s: float | None) -> list[Event]:
+        """What has happened, in order; waits up to ``timeout_s`` (None: for ever) if nothing has. May return early."""
+
+    def _describe(self, peer: int) -> str:
+        """What is known of a peer that does not answer, for the error message; empty if nothing."""
+        return ""
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _send(self, frame: Frame, peers: Sequence[int]) -> int:
+        began = time.perf_counter()
+        parts = encode(frame, self.limits)
+        num_bytes = sum(map(len, parts))
+        gone: dict[int, str] = {}
+        for peer in peers:
+            assert peer != self.rank, "a device does not send to itself"
+            try:
+                self._post(peer, parts)
+                self.stats.frames_sent += 1
+                self.stats.bytes_sent += num_bytes
+            except PeerLost as exc:
+                gone[peer] = str(exc)
+        self.stats.send_s += time.perf_counter() - began
+        if gone:
+            raise PeerLost("; ".join(gone.values()), tuple(gone))
+        return num_bytes
+
+    def _gather(
+        self,
+        take: Callable[[int], Frame | None],
+        peers: Iterable[int],
+        deadline: float,
+        epoch: int,
+        request: int,
+        what: str,
+    ) -> dict[int, Frame]:
+        missing = set(peers)
+        frames: dict[int, Frame] = {}
+        is_last = False
+        while True:
+            frames.update((peer, frame) for peer in missing if (frame := take(peer)) is not None)
+            missing -= frames.keys()
+            if not missing:
+                return frames
+            self._raise_if_hopeless(missing, epoch, request, what)
+            if is_last:
+                message = f"{self._name_all(missing)} sent no {what} before the deadline"
+                raise PeerTimeout(message, tuple(sorted(missing)))
+            remaining_s = deadline - time.monotonic()
+            is_last = remaining_s <= 0
+            self._pump(remaining_s)
+
+    def _raise_if_hopeless(self, missing: Collection[int], epoch: int, request: int, what: str) -> None:
+        if self._mailbox.newest_epoch > epoch:
+            raise RequestAborted(f"the coordinator went from epoch {epoch} to {self._mailbox.newest_epoch}")
+        fault = self._mailbox.take_control((Kind.FAULT,), missing, epoch, request)
+        if fault is not None:
+            raise PeerFault(f"device {fault.sender} failed: {fault.info.get('message', 'no reason given')}", (fault.sender,))
+        gone = sorted(peer for peer in missing if peer in self._lost)
+        if gone:
+            reasons = "; ".join(f"device {peer} is gone: {self._lost[peer]}" for peer in gone)
+            raise PeerLost(f"{reasons} (waiting for {what})", tuple(gone))
+
+    def _name_all(self, peers: Iterable[int]) -> str:
+        texts = ((peer, self._lost.get(peer) or self._describe(peer)) for peer in sorted(peers))
+        return ", ".join(f"device {peer} ({text})" if text else f"device {peer}" for peer, text in texts)
+
+    def _pump(self, timeout_s: float | None) -> bool:
+        """Take in what has happened; True if a peer was lost by it."""
+        began = time.perf_counter()
+        events = self._poll(None if timeout_s is None else max(0.0, timeout_s))
+        polled = time.perf_counter()
+        has_lost = False
+        for event in events:
+            if isinstance(event, Message):
+                self._accept(event)
+            elif isinstance(event, Lost):
+                has_lost = True
+                self._lost[event.peer] = event.reason
+                log.info("device %d is gone: %s", event.peer, event.reason)
+            elif self._lost.pop(event.peer, None):
+                log.info("device %d is back", event.peer)
+        self.stats.wait_s += polled - began
+        self.stats.receive_s += time.perf_counter() - polled
+        return has_lost
+
+    def _accept(self, message: Message) -> None:
+        try:
+            frame = decode(message.parts, self.limits)
+            if frame.sender != message.sender:
+                raise FrameError(f"it says that it comes from device {frame.sender}")
+        except FrameError as exc:
+            self._drop(f"a frame of device {message.sender} is refused: {exc}")
+            return
+        self._lost.pop(message.sender, None)
+        self.stats.frames_received += 1
+        self.stats.bytes_received += sum(map(len, message.parts))
+        if not self._mailbox.put(frame):
+            self.stats.frames_dropped += 1
+
+    def _drop(self, why: str) -> None:
+        self.stats.frames_dropped += 1
+        num_dropped = self.stats.frames_dropped
+        if num_dropped & (num_dropped - 1) == 0:  # 1, 2, 4, 8...: a flood must not flood the log
+            log.warning("%s (%d dropped so far)", why, num_dropped)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One exchange under way, made by ``Transport.start``."""
+
+    transport: Transport
+    receive_from: tuple[int, ...]
+    epoch: int
+    request: int
+    block: int
+
+    def wait(self, deadline: float) -> dict[int, Frame]:
+        """The DATA frame of each peer. ``deadline`` is in seconds of ``time.monotonic``; what has come by then is taken.
+
+        Raises PeerTimeout or PeerLost (``peers``: those that sent nothing), PeerFault, or RequestAborted when an EPOCH frame
+        announced a newer epoch; that frame stays for ``receive``.
+        """
+        mailbox = self.transport._mailbox
+
+        def take(peer: int) -> Frame | None:
+            return mailbox.take_data(peer, self.epoch, self.request, self.block)
+
+        return self.transport._gather(
+            take, self.receive_from, deadline, self.epoch, self.request, f"rows of block {self.block}"
+        )
