@@ -188,6 +188,8 @@ def _sentence(document: dict[str, Any]) -> str:
     work = f"The busiest device computes {busiest:.2f} of one device's {computation['one_device_gflop']:.2f} GFLOP"
     if computation["saved"]:
         work += f" ({100 * computation['saved']:.2f} % saved)"
+    if not document["input_bytes"] + exchange["num_blocks"]:
+        return f"{work}; nothing is sent."
     if not exchange["num_blocks"]:
         return f"{work}; nothing travels inside a block, {_bytes_text(document['input_bytes'])} of inputs before."
     sent = _bytes_text(exchange["bytes_per_block"])

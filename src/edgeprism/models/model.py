@@ -68,6 +68,11 @@ class Model(ABC):
         self.dtype: torch.dtype = base.dtype
         self.device: torch.device = base.device
 
+    @property
+    @abstractmethod
+    def input_names(self) -> tuple[str, ...]:
+        """Keyword arguments of a call; the first one is needed."""
+
     @abstractmethod
     def tokens(self, inputs: dict[str, Any]) -> Tokens:
         """Checks the keyword arguments of one call and cuts them into tokens; InputError for what cannot be used."""

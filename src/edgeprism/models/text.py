@@ -25,9 +25,13 @@ class TextModel(Model):
     vocab_size: int
     max_positions: int  # size of the position table
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        names = ("input_ids", "attention_mask", "position_ids")
+        return (*names, "token_type_ids") if self.takes_token_types else names
+
     def tokens(self, inputs: dict[str, Any]) -> Tokens:
-        names = ["input_ids", "attention_mask", "position_ids"] + ["token_type_ids"] * self.takes_token_types
-        given = only(inputs, *names)
+        given = only(inputs, *self.input_names)
         ids = given["input_ids"]
         check_ids(ids, self.vocab_size)
         mask = real_tokens(given.get("attention_mask"), ids)

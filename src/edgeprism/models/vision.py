@@ -30,9 +30,13 @@ class VisionModel(Model):
         self._norm: Layer = base.layernorm
         self._interpolates = self.config.model_type == "dinov2"
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        # DINOv2 always interpolates its positions.
+        return ("pixel_values",) if self._interpolates else ("pixel_values", "interpolate_pos_encoding")
+
     def tokens(self, inputs: dict[str, Any]) -> Tokens:
-        names = ("pixel_values",) if self._interpolates else ("pixel_values", "interpolate_pos_encoding")
-        given = only(inputs, *names)
+        given = only(inputs, *self.input_names)
         pixels = given.pop("pixel_values")
         if pixels.ndim != 4 or not pixels.shape[0]:
             raise InputError(f"pixel_values must be (batch, channels, height, width), not {tuple(pixels.shape)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,11 @@ class Cluster:
         close_workers: Callable[[], None],
         shared_models: dict[str, Model] | None = None,
         cores: tuple[int, ...] | None = None,
+        pids: Sequence[int] = (),
     ) -> None:
         self.transport = transport
+        self.pids = tuple(pids)
+        """Process ids of the spawned devices, device 1 first."""
         self.cores = cores
         """Cores that device 0 computes on; None leaves the caller's threads as they are."""
         self.shared_models = shared_models

@@ -27,6 +27,7 @@ from edgeprism.runtime.cores import on_cores
 from edgeprism.runtime.messages import LoadOrder
 from edgeprism.runtime.trace import Trace
 from edgeprism.specs.codec import EXACT, CodecSpec
+from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import STRATEGIES, Plan
 from edgeprism.strategies.greedy import GreedySettings, prompt_tokens
 
@@ -87,13 +88,22 @@ class Engine:
         if isinstance(plan, Plan):
             if plan.num_devices > self._cluster.num_devices:
                 raise PlanError(f"the plan has {plan.num_devices} devices, the cluster {self._cluster.num_devices}")
-            if codec != EXACT:
-                raise PlanError("a Plan holds its codec already; give one or the other")
+            if codec not in (EXACT, plan.codec):
+                raise PlanError(f"the Plan holds codec {plan.codec}, and codec {codec} was given as well; give one")
             codec = plan.codec
         strategy = plan.strategy if isinstance(plan, Plan) else plan
         if strategy != "sequence" and codec != EXACT:
             warnings.warn(f"codec {codec} has no effect under plan {strategy}: nothing is encoded", stacklevel=2)
         self._plan, self._codec = plan, codec
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's geometry."""
+        return self._model.spec
+
+    def accepts(self, name: str) -> bool:
+        """Whether a call takes an input of that name: tokenizers give more than some models want."""
+        return name in self._model.input_names
 
     @property
     def config(self) -> Any:

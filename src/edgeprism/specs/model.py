@@ -82,7 +82,7 @@ class ModelSpec:
         file = Path(path) / "config.json"
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             where = "is no directory" if not Path(path).is_dir() else "has no config.json"
             raise ModelFilesError(f"{path} {where}; give a directory in Hugging Face format") from None
         except OSError as exc:

@@ -1,7 +1,8 @@
 """The frame: how one message between two devices is laid out in bytes, and what is refused.
 
-Why not pickle or a schema compiler: a frame is a fixed header plus raw arrays, so that nothing on the wire can run code and
-an array travels without being copied into something else first. ``docs/reference/frame.md`` is the format in half a page.
+Why not pickle or a schema compiler: a frame is a fixed header plus raw arrays, so that nothing on the wire can run
+code and an array travels without being copied into something else first. ``docs/reference/frame.md`` is the format in
+half a page.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Part: TypeAlias = bytes | bytearray | memoryview
 MAGIC = b"EPRM"
 PROTOCOL = 1
 
-_HEADER = struct.Struct("<4sBBBBIIiHHI")  # magic, protocol, kind, arrays, 0, epoch, request, block, sender, 0, meta bytes
+# magic, protocol, kind, arrays, 0, epoch, request, block, sender, 0, meta bytes
+_HEADER = struct.Struct("<4sBBBBIIiHHI")
 _MAX_U32 = 2**32 - 1
 
 # Code on the wire, name, and how numpy stores it (numpy has no bfloat16: its bits travel in uint16).
@@ -84,7 +86,8 @@ DEFAULT_LIMITS = Limits()
 class Buffer:
     """One array and the name of its dtype, which numpy alone cannot tell: bfloat16 is kept as uint16 bits.
 
-    Raises FrameError for a dtype that cannot travel, a numpy dtype that does not store it, or an array that is not C-contiguous.
+    Raises FrameError for a dtype that cannot travel, a numpy dtype that does not store it, or an array that is not
+    C-contiguous.
     """
 
     dtype: str
@@ -97,7 +100,7 @@ class Buffer:
         if self.data.dtype != storage:
             raise FrameError(f"{self.dtype} travels as a numpy array of {storage.name}, not of {self.data.dtype}")
         if not self.data.flags.c_contiguous:
-            raise FrameError(f"array of shape {self.data.shape} is not C-contiguous; pass numpy.ascontiguousarray(array)")
+            raise FrameError(f"array of shape {self.data.shape} is not C-contiguous; see numpy.ascontiguousarray")
 
     @classmethod
     def of(cls, array: npt.NDArray[Any]) -> Buffer:
@@ -107,7 +110,8 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:
-    """One message. ``block`` is -1 where there is none; ``meta`` is UTF-8 JSON (an object) in control frames, else empty."""
+    """One message. ``block`` is -1 where there is none; ``meta`` is a JSON object (UTF-8) in control frames, or
+    empty."""
 
     kind: Kind
     epoch: int
@@ -161,6 +165,9 @@ def decode(parts: Sequence[Part], limits: Limits = DEFAULT_LIMITS) -> Frame:
     shapes, offset = _read_descriptors(head, num_arrays, limits)
     if meta_bytes > limits.max_meta_bytes or meta_bytes != len(head) - offset:
         raise FrameError(f"{meta_bytes} bytes of meta announced, {len(head) - offset} came")
+    for part in parts[1:]:
+        if len(part) > limits.max_array_bytes:
+            raise FrameError(f"an array of {len(part)} bytes; at most {limits.max_array_bytes} bytes travel")
     arrays = tuple(_view(name, dims, part) for (name, dims), part in zip(shapes, parts[1:], strict=True))
     meta = bytes(head[offset:])
     parse_meta(meta)

@@ -1,7 +1,7 @@
 """The mailbox: frames that came and were not asked for yet, and which of them are outdated. No I/O, no time.
 
-A new *epoch* begins whenever the coordinator gives up or replans. Work of an older epoch (DATA, RESULT, TOKEN, FAULT) is
-worthless and is dropped; DATA that arrives early, for a later block or epoch, is kept until it is asked for.
+A new *epoch* begins whenever the coordinator gives up or replans. Work of an older epoch (DATA, RESULT, TOKEN, FAULT)
+is worthless and is dropped; DATA that arrives early, for a later block or epoch, is kept until it is asked for.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ from edgeprism.wire.transport import Event, Lost, Message, Transport
 class MemoryTransport(Transport):
     """One device of a mesh. Sending copies, so a buffer may change as soon as ``send`` or ``start`` returns."""
 
-    def __init__(self, rank: int, mesh: list[MemoryTransport], num_devices: int, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, rank: int, mesh: list[MemoryTransport], num_devices: int, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
         super().__init__(rank, num_devices, limits)
         self._mesh = mesh
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -32,9 +34,11 @@ class MemoryTransport(Transport):
         return mesh
 
     def connected(self) -> set[int]:
+        """Everyone who has not closed."""
         return {peer.rank for peer in self._mesh if peer is not self and not peer._is_closed}
 
     def close(self) -> None:
+        """Tell the others."""
         if self._is_closed:
             return
         self._is_closed = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, kw_only=True)
 class Stats:
-    """Counters of one device. Bytes are those of the frames, before encryption and TCP; times are seconds of its thread."""
+    """Counters of one device. Bytes are those of frames, before encryption and TCP; times are seconds of its thread."""
 
     bytes_sent: int = 0
     bytes_received: int = 0

@@ -1,9 +1,10 @@
 """The transport: how a device talks to the others. All of its rules live here; an implementation only moves bytes.
 
-Life story. One thread owns a transport. It waits until its peers are there (``wait_connected``), then lives on ``receive``,
-which hands it control frames. Inside a block it calls ``start``, computes while the bytes travel, and ``wait``s. Every wait has
-a deadline, and names the devices that it waited for in vain. When the coordinator announces a newer epoch, waits end in
-RequestAborted; the thread unwinds to ``receive``, reads the EPOCH frame and sets ``epoch``. ``close`` ends it.
+Life story. One thread owns a transport. It waits until its peers are there (``wait_connected``), then lives on
+``receive``, which hands it control frames. Inside a block it calls ``start``, computes while the bytes travel, and
+``wait``s. Every wait has a deadline, and names the devices that it waited for in vain. When the coordinator announces
+a newer epoch, waits end in RequestAborted; the thread unwinds to ``receive``, reads the EPOCH frame and sets
+``epoch``. ``close`` ends it.
 
 An implementation gives ``_post``, ``_poll``, ``connected`` and ``close``.
 """
@@ -47,7 +48,7 @@ class Up(NamedTuple):
 
 
 Event: TypeAlias = Message | Lost | Up
-_Self = TypeVar("_Self", bound="Transport")
+_Transport = TypeVar("_Transport", bound="Transport")  # not Self: beartype takes it in decorated classes only
 
 
 class Transport(ABC):
@@ -128,8 +129,8 @@ class Transport(ABC):
     ) -> dict[int, Frame]:
         """One control frame of these kinds from each peer; other control frames stay for ``receive``.
 
-        ``deadline`` is in seconds of ``time.monotonic``. Raises PeerTimeout, PeerLost, PeerFault (a peer sent FAULT for this
-        epoch and request) or RequestAborted.
+        ``deadline`` is in seconds of ``time.monotonic``. Raises PeerTimeout, PeerLost, PeerFault (a peer sent FAULT
+        for this epoch and request) or RequestAborted.
         """
         wanted = frozenset(kinds)
 
@@ -155,7 +156,7 @@ class Transport(ABC):
         return dict(self._lost)
 
     def check_epoch(self, epoch: int) -> None:
-        """RequestAborted if the coordinator has announced a newer epoch: for long work without exchanges. Never blocks."""
+        """RequestAborted if a newer epoch has been announced: for long work without exchanges. Never blocks."""
         self._pump(0.0)
         if self._mailbox.newest_epoch > epoch:
             raise RequestAborted(f"the coordinator went from epoch {epoch} to {self._mailbox.newest_epoch}")
@@ -185,7 +186,7 @@ class Transport(ABC):
         """What is known of a peer that does not answer, for the error message; empty if nothing."""
         return ""
 
-    def __enter__(self: _Self) -> _Self:
+    def __enter__(self: _Transport) -> _Transport:
         return self
 
     def __exit__(
@@ -241,7 +242,8 @@ class Transport(ABC):
             raise RequestAborted(f"the coordinator went from epoch {epoch} to {self._mailbox.newest_epoch}")
         fault = self._mailbox.take_control((Kind.FAULT,), missing, epoch, request)
         if fault is not None:
-            raise PeerFault(f"device {fault.sender} failed: {fault.info.get('message', 'no reason given')}", (fault.sender,))
+            reason = fault.info.get("message", "no reason given")
+            raise PeerFault(f"device {fault.sender} failed: {reason}", (fault.sender,))
         gone = sorted(peer for peer in missing if peer in self._lost)
         if gone:
             reasons = "; ".join(f"device {peer} is gone: {self._lost[peer]}" for peer in gone)
@@ -302,10 +304,11 @@ class Exchange:
     block: int
 
     def wait(self, deadline: float) -> dict[int, Frame]:
-        """The DATA frame of each peer. ``deadline`` is in seconds of ``time.monotonic``; what has come by then is taken.
+        """The DATA frame of each peer. ``deadline`` is in seconds of ``time.monotonic``; what has come by then is
+        taken.
 
-        Raises PeerTimeout or PeerLost (``peers``: those that sent nothing), PeerFault, or RequestAborted when an EPOCH frame
-        announced a newer epoch; that frame stays for ``receive``.
+        Raises PeerTimeout or PeerLost (``peers``: those that sent nothing), PeerFault, or RequestAborted when an
+        EPOCH frame announced a newer epoch; that frame stays for ``receive``.
         """
         mailbox = self.transport._mailbox
 

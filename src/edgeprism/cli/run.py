@@ -1,0 +1,165 @@
+"""`edgeprism run`: pictures are classified, texts are classified, embedded, filled in or continued."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.errors import InputError
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.plan import Plan, parse_shares
+
+if TYPE_CHECKING:
+    from edgeprism.runtime.engine import Engine
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command's arguments."""
+    parser = subparsers.add_parser(
+        "run",
+        help="run a model on pictures or texts",
+        description="Runs a model: pictures are classified, texts are classified, embedded, filled in or continued.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="path of a picture, or a text")
+    parser.add_argument(
+        "--local-workers", type=int, default=1, metavar="N", help="devices on this machine, this process included"
+    )
+    parser.add_argument("--plan", default="auto", metavar="STRATEGY", help="auto, local, replica or sequence")
+    parser.add_argument("--codec", default="exact", help="what travels under sequence, like means:9.9 (default: exact)")
+    parser.add_argument("--shares", metavar="S,S,...", help="fractions of the work by device")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as the model is stored)")
+    parser.add_argument("--device", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--batch", type=int, default=8, metavar="B", help="inputs in one request at most (default: 8)")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="labels to show (default: 5)")
+    parser.add_argument("--max-new-tokens", type=int, default=20, metavar="N", help="length of a continuation")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run and print. InputError (one line, exit 2) for whatever cannot be used."""
+    for name, value in (("--batch", args.batch), ("--top", args.top), ("--max-new-tokens", args.max_new_tokens)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+    plan = _plan(args)
+    codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
+    _say("loading torch and the model")
+    from edgeprism.runtime.cluster import Cluster
+    from edgeprism.runtime.engine import load
+
+    _quiet()
+    warnings.showwarning = lambda message, *_: _say(str(message))
+    with (
+        Cluster.spawn(args.local_workers) if args.local_workers != 1 else Cluster.alone() as cluster,
+        load(args.model, cluster=cluster, plan=plan, codec=codec, device=args.device, dtype=args.dtype) as engine,
+    ):
+        document = _run(engine, args)
+    print(json.dumps(document, indent=2) if args.json else _as_text(document))
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> str | Plan:
+    """The strategy's name, or a plan with the shares that were asked for; PlanError for what does not exist."""
+    if args.shares is None:
+        return str(args.plan)
+    strategy = "local" if args.plan == "auto" else args.plan
+    shares = parse_shares(args.shares)
+    if len(shares) != args.local_workers:
+        raise InputError(f"--shares names {len(shares)} devices, --local-workers {args.local_workers}; make them equal")
+    return Plan(strategy=strategy, shares=shares, codec=CodecSpec.parse(args.codec))
+
+
+def _run(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
+    from edgeprism.models.load import directory_of
+    from edgeprism.tasks.answers import task_of
+    from edgeprism.tasks.inputs import load_tokenizer, prepare_with
+
+    directory, spec = directory_of(args.model), engine.spec
+    prepare = prepare_with(directory, spec)
+    task = task_of(spec)
+    tokenizer = None if spec.is_vision else load_tokenizer(directory)
+    results: list[dict[str, Any]] = []
+    traces: list[dict[str, Any]] = []
+    summaries: list[str] = []
+    for done, inputs in _batches(args.inputs, args.batch):
+        _say(f"{task} {done} of {len(args.inputs)}")
+        answers = _answers(engine, task, prepare(inputs), tokenizer, args)
+        results += [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
+        assert engine.last_trace is not None
+        traces.append(engine.last_trace.to_json())
+        summaries.append(engine.last_trace.summary())
+    return {
+        "model": args.model,
+        "architecture": spec.architecture,
+        "task": task,
+        "results": results,
+        "traces": traces,
+        "summary": summaries[-1],
+    }
+
+
+def _answers(
+    engine: Engine, task: str, batch: dict[str, Any], tokenizer: Any, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    from edgeprism.tasks import answers
+
+    if task == "generate":
+        ids = engine.generate(
+            batch["input_ids"], attention_mask=batch.get("attention_mask"), max_new_tokens=args.max_new_tokens
+        )
+        return [{"text": text} for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    output = engine(**{name: tensor for name, tensor in batch.items() if engine.accepts(name)})
+    if task == "classify":
+        return answers.classify(output.logits, engine.config.id2label, args.top)
+    if task == "fill-mask":
+        return answers.fill_mask(output.logits, batch["input_ids"], tokenizer, args.top)
+    return answers.embed(output, batch.get("attention_mask"))
+
+
+def _batches(inputs: list[str], size: int) -> Iterator[tuple[int, list[str]]]:
+    for start in range(0, len(inputs), size):
+        chunk = inputs[start : start + size]
+        yield start + len(chunk), chunk
+
+
+def _as_text(document: dict[str, Any]) -> str:
+    lines = [_line_of(result) for result in document["results"]]
+    return "\n".join([*lines, "", document["summary"]])
+
+
+def _line_of(result: dict[str, Any]) -> str:
+    if "labels" in result:
+        return f"{_name(result['input'])}: {_labels(result['labels'])}"
+    if "masks" in result:
+        return f"{result['input']}: " + "; ".join(_labels(labels) for labels in result["masks"])
+    if "text" in result:
+        return str(result["text"])
+    vector = result["embedding"]
+    shown = " ".join(f"{value:.4f}" for value in vector[:6])
+    return f"{_name(result['input'])}: {len(vector)} values: {shown} ... (all of them with --json)"
+
+
+def _labels(labels: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{label['label']} {label['score']:.1%}" for label in labels)
+
+
+def _name(given: str) -> str:
+    return Path(given).name if Path(given).is_file() else given
+
+
+def _quiet() -> None:
+    """transformers' own progress bars and notes would bury ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _say(text: str) -> None:
+    """Progress is for people who watch: it goes to standard error, so that --json stays one document."""
+    print(f"edgeprism: {text}", file=sys.stderr)

@@ -1,0 +1,69 @@
+"""The main program of a spawned worker: ``python -m edgeprism.runtime.process``, started by ``spawn``.
+
+Standard input carries two lines of JSON (who am I; who are the others) and then stays open; standard output carries one
+(my address). Everything else that this process prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+from edgeprism.wire.keys import KeyPair, Peer
+from edgeprism.wire.zmq import ZmqTransport
+
+
+def main() -> None:
+    """Serves until the coordinator closes or ends."""
+    logging.basicConfig(level=os.environ.get("EDGEPRISM_LOG", "ERROR"), format="%(name)s: %(message)s")
+    introduction = _read_line()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, introduction["cores"])
+    keys = KeyPair(**introduction["keys"])
+    transport = ZmqTransport(introduction["rank"], keys, watch_fd=sys.stdin.fileno())
+    _answer({"address": transport.address})
+    transport.connect(Peer.from_json(peer) for peer in _read_line()["peers"])
+    with transport:
+        _serve(transport, len(introduction["cores"]))
+
+
+def _serve(transport: ZmqTransport, num_threads: int) -> None:
+    import torch  # only now: the coordinator connects while this takes its seconds
+
+    from edgeprism.models.load import DTYPES, load_pretrained
+    from edgeprism.models.model import Model
+    from edgeprism.models.registry import adapt
+    from edgeprism.runtime.messages import LoadOrder
+    from edgeprism.runtime.worker import Worker
+
+    torch.set_num_threads(num_threads)
+
+    def load(order: LoadOrder) -> Model:
+        model = load_pretrained(order.model, dtype=DTYPES[order.dtype])
+        return adapt(model.to(torch.device(order.device)))  # type: ignore[arg-type]
+
+    Worker(transport, load).serve()
+
+
+def _read_line() -> dict[str, Any]:
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(sys.stdin.fileno(), 1)  # unbuffered: what follows is for the transport's watch on this pipe
+        if not byte:
+            sys.exit(0)  # whoever started this process is gone
+        line += byte
+    document = json.loads(line)
+    assert isinstance(document, dict)
+    return document
+
+
+def _answer(document: dict[str, Any]) -> None:
+    os.write(sys.stdout.fileno(), json.dumps(document).encode() + b"\n")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries that print must not fill a pipe that nobody reads
+
+
+if __name__ == "__main__":
+    main()

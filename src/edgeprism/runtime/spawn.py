@@ -1,0 +1,114 @@
+"""Worker processes on this machine: made, introduced to each other, and ended.
+
+A child gets what it must know, its secret key included, as one line of JSON on its standard input, never on its command
+line. It answers with its address; then everyone learns everyone's. The pipe stays open: when this process ends, however
+it ends, the child reads the end of the pipe and ends too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import IO, Any
+
+from edgeprism.errors import PeerError
+from edgeprism.runtime.cluster import Cluster
+from edgeprism.runtime.cores import divide_cores, on_cores
+from edgeprism.wire.keys import KeyPair, Peer
+from edgeprism.wire.zmq import ZmqTransport
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 3.0
+
+
+def spawn_workers(num_devices: int, *, share_cores: bool = False) -> Cluster:
+    """This process as device 0, and ``num_devices`` - 1 children. PeerError when a child does not come up."""
+    cores = divide_cores(num_devices, share=share_cores)
+    keys = [KeyPair.generate() for _ in range(num_devices)]
+    children: list[subprocess.Popen[bytes]] = []
+    transport: ZmqTransport | None = None
+    try:
+        for rank in range(1, num_devices):
+            children.append(_start(rank, keys, cores[rank]))
+        with on_cores(cores[0]):  # libzmq's I/O thread stays on the cores of the thread that makes it
+            transport = ZmqTransport(0, keys[0])
+        addresses = [transport.address, *(_answer(child, rank) for rank, child in enumerate(children, start=1))]
+        peers = [Peer(rank=rank, address=addresses[rank], public_key=keys[rank].public) for rank in range(num_devices)]
+        for child in children:
+            _tell(child, {"peers": [peer.to_json() for peer in peers]})
+        transport.connect(peers[1:])
+        transport.wait_connected(time.monotonic() + START_TIMEOUT_S)
+    except BaseException:
+        if transport is not None:
+            transport.close()
+        _stop(children)
+        raise
+    return Cluster(transport, close_workers=lambda: _stop(children), cores=cores[0], pids=[c.pid for c in children])
+
+
+def _start(rank: int, keys: Sequence[KeyPair], cores: tuple[int, ...]) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ, OMP_NUM_THREADS=str(len(cores)), MKL_NUM_THREADS=str(len(cores)))
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # the same edgeprism as here
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edgeprism.runtime.process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is for the coordinator, which ends its children itself
+    )
+    _tell(child, {"rank": rank, "cores": cores, "keys": asdict(keys[rank])})
+    return child
+
+
+def _tell(child: subprocess.Popen[bytes], document: dict[str, Any]) -> None:
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(document).encode() + b"\n")
+    child.stdin.flush()
+
+
+def _answer(child: subprocess.Popen[bytes], rank: int) -> str:
+    """The address that the child listens on."""
+    assert child.stdout is not None
+    line = _read_line(child.stdout, START_TIMEOUT_S)
+    if not line:
+        state = "has ended" if child.poll() is not None else f"said nothing for {START_TIMEOUT_S:.0f} s"
+        raise PeerError(f"the process of device {rank} did not start: it {state}; its words are above", (rank,))
+    return str(json.loads(line)["address"])
+
+
+def _read_line(stream: IO[bytes], timeout_s: float) -> bytes:
+    """One line, or what there is of it when time is out or the stream has ended."""
+    deadline, line = time.monotonic() + timeout_s, b""
+    while not line.endswith(b"\n"):
+        remaining_s = deadline - time.monotonic()
+        if remaining_s <= 0 or not select.select([stream], [], [], remaining_s)[0]:
+            break
+        byte = os.read(stream.fileno(), 1)
+        if not byte:
+            break
+        line += byte
+    return line
+
+
+def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Closes the pipes, which ends a healthy child; kills what is left, a stopped one included."""
+    for child in children:
+        for stream in (child.stdin, child.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    continue  # the child is gone; there was still something to flush
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    for child in children:
+        try:
+            child.wait(timeout=max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

@@ -1,0 +1,88 @@
+"""Pictures and sentences as the tensors that a model takes, with the processor or tokenizer in its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from edgeprism.errors import InputError, ModelFilesError
+from edgeprism.specs.model import ModelSpec
+
+Batch = dict[str, Tensor]
+Prepare = Callable[[Sequence[str]], Batch]
+
+
+def prepare_with(directory: Path, spec: ModelSpec) -> Prepare:
+    """What turns inputs into tensors: paths of pictures for a vision model, texts for the others."""
+    return _image_preparer(directory) if spec.is_vision else _text_preparer(directory, spec)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a model directory; ModelFilesError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as exc:  # how transformers says that files are missing or wrong
+        raise ModelFilesError(
+            f"{directory} has no tokenizer that can be loaded: texts need tokenizer.json, or vocab.txt and its like "
+            f"({_first_line(exc)})"
+        ) from exc
+
+
+def read_image(path: str) -> Image.Image:
+    """A picture in RGB; InputError names the file that is none."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"no such picture: {path}; this model classifies pictures, so give paths of files") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not a picture in a format that Pillow reads") from None
+    except (OSError, ValueError, Image.DecompressionBombError) as exc:  # a folder, no permission, a file cut off
+        raise InputError(f"{path} cannot be read as a picture: {_first_line(exc)}") from exc
+
+
+def _image_preparer(directory: Path) -> Prepare:
+    from transformers import AutoImageProcessor
+
+    try:
+        # The PIL backend gives the same pixels on every machine, with torchvision or without.
+        processor = AutoImageProcessor.from_pretrained(directory, local_files_only=True, backend="pil")
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ModelFilesError(
+            f"{directory} has no image processor that can be loaded: preprocessor_config.json is needed "
+            f"({_first_line(exc)})"
+        ) from exc
+
+    def prepare(paths: Sequence[str]) -> Batch:
+        images = [read_image(path) for path in paths]
+        return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
+
+    return prepare
+
+
+def _text_preparer(directory: Path, spec: ModelSpec) -> Prepare:
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if spec.is_causal:
+        tokenizer.padding_side = "left"  # the text goes on at its right end
+    names = ("input_ids", "attention_mask", "token_type_ids")
+
+    def prepare(texts: Sequence[str]) -> Batch:
+        for text in texts:
+            if not text.strip():
+                raise InputError("an input text is empty")
+        tokens = tokenizer(list(texts), return_tensors="pt", padding=len(texts) > 1)
+        return {name: tokens[name] for name in names if name in tokens}
+
+    return prepare
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]

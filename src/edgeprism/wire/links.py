@@ -1,0 +1,197 @@
+"""Links: the connection with one peer, as one device sees it. Of two devices the lower rank dials the higher.
+
+The dialler has a DEALER of its own for each peer; the one that is dialled has one ROUTER for all. A link is *new*
+until it first stands (what is sent is kept), then *up* or *lost* (what is sent is refused). The dialler speaks first:
+an empty message, by which the dialled one learns whose connection this is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from edgeprism.errors import PeerLost
+from edgeprism.wire.frame import Limits, Part
+from edgeprism.wire.gate import DOMAIN
+from edgeprism.wire.keys import KeyPair, Peer
+
+Socket: TypeAlias = "zmq.Socket[bytes]"
+HELLO = b""
+REDIAL_S = 0.25
+
+_FAILURES = {
+    zmq.Event.HANDSHAKE_FAILED_AUTH: "it refuses this device's key",
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "it does not speak this protocol, or has another key than expected",
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "it ended the handshake: no edgeprism there, or another key than expected",
+}
+_MAX_OUTBOX = 256
+
+
+class Link:
+    """The connection with one peer. ``prefix`` is what the socket needs in front to find it."""
+
+    def __init__(self, peer: Peer, socket: Socket | None) -> None:
+        self.peer = peer
+        self.socket = socket
+        self.prefix: tuple[bytes, ...] = ()
+        self.is_up = False
+        self.trouble = ""
+        """Why it is not up, as far as is known."""
+        self._was_up = False
+        self._outbox: list[list[bytes]] = []
+
+    def post(self, parts: Sequence[Part]) -> None:
+        """Send, or keep until the link first stands. PeerLost if it is lost."""
+        if self.is_up:
+            self._write(parts)
+        elif self._was_up or len(self._outbox) >= _MAX_OUTBOX:
+            raise PeerLost(f"device {self.peer.rank} is gone: {self.trouble}", (self.peer.rank,))
+        else:
+            self._outbox.append([bytes(part) for part in parts])
+
+    def rise(self) -> None:
+        """The link stands: send what was kept."""
+        self.is_up = self._was_up = True
+        self.trouble = ""
+        outbox, self._outbox = self._outbox, []
+        with suppress(PeerLost):  # gone again at once: the monitor will say so
+            for parts in outbox:
+                self._write(parts)
+
+    def fall(self, trouble: str) -> bool:
+        """The link is gone; True if it stood before."""
+        was_up, self.is_up = self.is_up, False
+        self.trouble = trouble
+        return was_up
+
+    def _write(self, parts: Sequence[Part]) -> None:
+        assert self.socket is not None
+        try:
+            write_message(self.socket, [*self.prefix, *parts])
+        except zmq.ZMQError as exc:
+            reason = "it has stopped reading" if exc.errno == zmq.EAGAIN else exc.strerror
+            raise PeerLost(f"device {self.peer.rank} cannot be sent to: {reason}", (self.peer.rank,)) from exc
+
+
+class DialledLink(Link):
+    """A link that we dial, and dial again: libzmq would not after a refusal, and would send again what is outdated."""
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__(peer, None)
+        self.monitor: Socket | None = None
+        self.redial_at_s = 0.0
+
+    def dial(
+        self, context: zmq.Context[Socket], keys: KeyPair, limits: Limits, heartbeat_s: tuple[float, float]
+    ) -> None:
+        """Begin to connect; the monitor tells how it went."""
+        self.socket = make_socket(context, zmq.DEALER, keys, limits, heartbeat_s)
+        self.socket.curve_serverkey = self.peer.public_key.encode()
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a connection that does not stand
+        self.monitor = self.socket.get_monitor_socket(
+            zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
+        self.socket.connect(self.peer.address)
+
+    def rise(self) -> None:
+        """Greet first."""
+        self._outbox.insert(0, [HELLO])
+        super().rise()
+
+    def hang_up(self) -> None:
+        """Close the sockets, and dial again a little later."""
+        close_monitored(self.socket, self.monitor)
+        self.socket = self.monitor = None
+        self.redial_at_s = time.monotonic() + REDIAL_S
+
+
+def make_socket(
+    context: zmq.Context[Socket], kind: int, keys: KeyPair, limits: Limits, heartbeat_s: tuple[float, float]
+) -> Socket:
+    """A socket with the bounds and heartbeats of every link. ``heartbeat_s``: the interval, and how long to wait."""
+    socket: Socket = context.socket(kind)
+    socket.linger = 0
+    socket.curve_publickey = keys.public.encode()
+    socket.curve_secretkey = keys.secret.encode()
+    largest_part = max(limits.max_array_bytes, limits.max_header_bytes)
+    socket.setsockopt(zmq.MAXMSGSIZE, largest_part + 64)  # what CURVE adds to a part
+    socket.setsockopt(zmq.HEARTBEAT_IVL, round(heartbeat_s[0] * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(heartbeat_s[1] * 1000))
+    return socket
+
+
+def make_router(
+    context: zmq.Context[Socket], keys: KeyPair, limits: Limits, heartbeat_s: tuple[float, float]
+) -> tuple[Socket, Socket]:
+    """The socket that is dialled, not bound yet, and its monitor. It picks routing ids: a peer could pick another's."""
+    router = make_socket(context, zmq.ROUTER, keys, limits, heartbeat_s)
+    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    router.curve_server = True
+    router.setsockopt(zmq.ZAP_DOMAIN, DOMAIN.encode())
+    return router, router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+
+def close_monitored(socket: Socket | None, monitor: Socket | None) -> None:
+    """Close a socket and its monitor; fine if they are closed."""
+    if socket is not None and not socket.closed:
+        socket.disable_monitor()
+        socket.close(0)
+    if monitor is not None and not monitor.closed:
+        monitor.close(0)
+
+
+def write_message(socket: Socket, parts: Sequence[Part]) -> None:
+    """Queue one message or raise ZMQError; never blocks.
+
+    Copied into libzmq's memory: a copy of 300 kB takes some 20 us, sharing the memory costs a wake-up of pyzmq's
+    collector thread and binds the caller not to touch the array until an unknown moment.
+    """
+    flags = zmq.NOBLOCK | zmq.SNDMORE if len(parts) > 1 else zmq.NOBLOCK
+    try:
+        socket.send(parts[0], flags)
+    except zmq.Again:
+        socket.getsockopt(zmq.EVENTS)  # makes the socket notice a connection made a moment ago
+        socket.send(parts[0], flags)
+    for part in parts[1:-1]:
+        socket.send(part, zmq.NOBLOCK | zmq.SNDMORE)
+    if len(parts) > 1:
+        socket.send(parts[-1], zmq.NOBLOCK)
+
+
+def read_message(socket: Socket, max_parts: int) -> list[zmq.Frame] | None:
+    """The next message, without copying, or None. Parts beyond ``max_parts`` are thrown away, but for one."""
+    try:
+        part: zmq.Frame = socket.recv(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None
+    parts = [part]
+    while part.more:
+        part = socket.recv(zmq.NOBLOCK, copy=False)
+        if len(parts) <= max_parts:
+            parts.append(part)
+    return parts
+
+
+def read_events(monitor: Socket) -> list[tuple[zmq.Event, int]]:
+    """Events of a monitor with their values (a file descriptor, for DISCONNECTED)."""
+    events: list[tuple[zmq.Event, int]] = []
+    while True:
+        try:
+            message: dict[str, Any] = dict(recv_monitor_message(monitor, zmq.NOBLOCK))
+        except zmq.Again:
+            return events
+        events.append((zmq.Event(message["event"]), message["value"]))
+
+
+def failure(event: zmq.Event) -> str | None:
+    """What a failed handshake means; None for other events."""
+    return _FAILURES.get(event)

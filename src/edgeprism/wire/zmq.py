@@ -1,0 +1,257 @@
+"""ZeroMQ over TCP, encrypted and authenticated with CURVE: the transport between processes and machines.
+
+Each device binds one ROUTER and dials every device of higher rank with a DEALER, so that each pair shares one
+connection. Only listed keys get in (``gate``), and a frame counts only if its sender's rank is that of the key which
+authenticated its connection. libzmq's I/O thread encrypts and moves the bytes while the owner computes; it inherits
+the CPU affinity of the thread that makes the transport. [Note: gone at once] The kernel closes the connections of a
+killed process, the socket monitor reports it, and the peer is lost within milliseconds; one that is stopped or cut
+off is lost when heartbeats fail.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import final
+
+import zmq
+
+from edgeprism.errors import InputError, PeerLost
+from edgeprism.wire.frame import DEFAULT_LIMITS, Limits, Part
+from edgeprism.wire.gate import Gate
+from edgeprism.wire.keys import KeyPair, Peer
+from edgeprism.wire.links import (
+    DialledLink,
+    Link,
+    Socket,
+    close_monitored,
+    failure,
+    make_router,
+    read_events,
+    read_message,
+)
+from edgeprism.wire.transport import Event, Lost, Message, Transport, Up
+
+_MAX_MESSAGES_A_POLL = 64
+_SMALL_BYTES = 4096
+
+
+@final
+class ZmqTransport(Transport):
+    """One device on a ZeroMQ cluster. InputError if ``bind`` cannot be bound.
+
+    ``watch_fd`` is a file descriptor whose end of file means that the coordinator is gone (a worker's standard input).
+    Sending copies, so a buffer may change as soon as ``send`` or ``start`` returns.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        keys: KeyPair,
+        bind: str = "tcp://127.0.0.1:*",
+        *,
+        limits: Limits = DEFAULT_LIMITS,
+        heartbeat_s: float = 1.0,
+        heartbeat_timeout_s: float = 3.0,
+        watch_fd: int | None = None,
+    ) -> None:
+        super().__init__(rank, 1, limits)
+        self._keys = keys
+        self._heartbeat_s = (heartbeat_s, heartbeat_timeout_s)
+        self._links: dict[int, Link] = {}
+        self._ranks: dict[str, int] = {}  # of public keys
+        self._fds: dict[int, Link] = {}  # of accepted connections
+        self._poller = zmq.Poller()
+        self._handlers: dict[Socket | int, Callable[[list[Event]], None]] = {}
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self._gate = Gate(self._context)
+        self._router, self._router_monitor = make_router(self._context, keys, limits, self._heartbeat_s)
+        self._bind(bind)
+        self._watch(self._gate.socket, lambda _: self._gate.answer())
+        self._watch(self._router_monitor, self._on_router_event)  # before the router: see _on_router_event
+        self._watch(self._router, self._read_router)
+        if watch_fd is not None:
+            self._watch(watch_fd, lambda events: self._read_fd(watch_fd, events))
+
+    @property
+    def address(self) -> str:
+        """Where this device is dialled."""
+        return self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    @property
+    def num_refused(self) -> int:
+        """Handshakes of strangers that were turned away."""
+        return self._gate.refused.total()
+
+    def connect(self, peers: Iterable[Peer]) -> None:
+        """Make these the peers: list their keys, and begin to dial the higher ranks. Call again when one is replaced.
+
+        Peers that stay as they were keep their connection. What is sent before a connection first stands is kept for
+        it.
+        """
+        wanted = {peer.rank: peer for peer in peers if peer.rank != self.rank}
+        for rank, link in list(self._links.items()):
+            if wanted.get(rank) != link.peer:
+                self._forget(self._links.pop(rank))
+        self._ranks = {peer.public_key: peer.rank for peer in wanted.values()}
+        self._gate.admit(self._ranks)
+        self.num_devices = len(wanted) + 1
+        for rank, peer in wanted.items():
+            if rank not in self._links:
+                self._lost.pop(rank, None)
+                self._links[rank] = self._make_link(peer)
+
+    def connected(self) -> set[int]:
+        """The peers whose link is up."""
+        return {rank for rank, link in self._links.items() if link.is_up}
+
+    def close(self) -> None:
+        """Close every socket, dropping what is not sent yet."""
+        for link in self._links.values():
+            if isinstance(link, DialledLink):
+                close_monitored(link.socket, link.monitor)
+        close_monitored(self._router, self._router_monitor)
+        self._gate.socket.close(0)
+        self._context.term()
+
+    def _post(self, peer: int, parts: Sequence[Part]) -> None:
+        link = self._links.get(peer)
+        if link is None:
+            raise PeerLost(f"device {peer} is not a peer of this transport", (peer,))
+        link.post(parts)
+
+    def _poll(self, timeout_s: float | None) -> list[Event]:
+        timeout_s = self._redial(timeout_s)
+        events: list[Event] = []
+        for source, _ in self._poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
+            handler = self._handlers.get(source)
+            if handler is not None:  # an earlier handler may have closed it
+                handler(events)
+        return events
+
+    def _describe(self, peer: int) -> str:
+        link = self._links.get(peer)
+        return "" if link is None or link.is_up else link.trouble or "no connection yet"
+
+    def _bind(self, address: str) -> None:
+        try:
+            self._router.bind(address)
+        except zmq.ZMQError as exc:
+            self.close()
+            message = f"cannot listen on {address!r}: {exc.strerror}; give tcp://ADDRESS:PORT of this device"
+            raise InputError(message) from exc
+
+    def _watch(self, source: Socket | int, handler: Callable[[list[Event]], None]) -> None:
+        self._poller.register(source, zmq.POLLIN)
+        self._handlers[source] = handler
+
+    def _unwatch(self, source: Socket | int) -> None:
+        self._poller.unregister(source)
+        del self._handlers[source]
+
+    # Links
+
+    def _make_link(self, peer: Peer) -> Link:
+        if peer.rank < self.rank:
+            return Link(peer, self._router)
+        if not peer.address:
+            raise InputError(f"device {peer.rank} must be dialled by device {self.rank}, and has no address")
+        link = DialledLink(peer)
+        self._dial(link)
+        return link
+
+    def _dial(self, link: DialledLink) -> None:
+        link.dial(self._context, self._keys, self.limits, self._heartbeat_s)
+        assert link.socket is not None
+        assert link.monitor is not None
+        self._watch(link.monitor, lambda events: self._on_dealer_event(link, events))
+        self._watch(link.socket, lambda events: self._read_dealer(link, events))
+
+    def _hang_up(self, link: DialledLink) -> None:
+        if link.socket is not None and link.monitor is not None:
+            self._unwatch(link.socket)
+            self._unwatch(link.monitor)
+        link.hang_up()
+
+    def _forget(self, link: Link) -> None:
+        self._lost.pop(link.peer.rank, None)
+        self._fds = {fd: other for fd, other in self._fds.items() if other is not link}
+        if isinstance(link, DialledLink):
+            self._hang_up(link)
+
+    def _redial(self, timeout_s: float | None) -> float | None:
+        """Dial again where it is time to; returns how long to wait at most."""
+        for link in self._links.values():
+            if isinstance(link, DialledLink) and link.socket is None:
+                wait_s = link.redial_at_s - time.monotonic()
+                if wait_s <= 0:
+                    self._dial(link)
+                else:
+                    timeout_s = wait_s if timeout_s is None else min(timeout_s, wait_s)
+        return timeout_s
+
+    # What the sockets report
+
+    def _on_dealer_event(self, link: DialledLink, events: list[Event]) -> None:
+        if link.monitor is None:
+            return
+        for event, _ in read_events(link.monitor):
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                link.rise()
+                events.append(Up(link.peer.rank))
+                continue
+            self._read_dealer(link, events, math.inf)  # what it said before it went counts
+            reason = failure(event) or link.trouble or "its connection ended"
+            if link.fall(reason):
+                events.append(Lost(link.peer.rank, reason))
+            self._hang_up(link)
+            return
+
+    def _read_dealer(self, link: DialledLink, events: list[Event], limit: float = _MAX_MESSAGES_A_POLL) -> None:
+        while link.socket is not None and limit > 0:
+            parts = read_message(link.socket, self.limits.max_arrays + 1)
+            if parts is None:
+                return
+            events.append(Message(link.peer.rank, [_view(part) for part in parts]))
+            limit -= 1
+
+    def _on_router_event(self, events: list[Event]) -> None:
+        """Connections that ended. Looked up before reading on: a new connection may have got the same descriptor."""
+        gone = [self._fds.pop(fd, None) for _, fd in read_events(self._router_monitor)]
+        routes = [(link, link.prefix) for link in gone if link is not None]
+        self._read_router(events, math.inf)  # what they said before they went counts
+        for link, prefix in routes:
+            if link.prefix == prefix and link.fall("its connection ended"):
+                events.append(Lost(link.peer.rank, link.trouble))
+
+    def _read_router(self, events: list[Event], limit: float = _MAX_MESSAGES_A_POLL) -> None:
+        while limit > 0:
+            parts = read_message(self._router, self.limits.max_arrays + 2)
+            if parts is None:
+                return
+            limit -= 1
+            link = self._links.get(self._ranks.get(str(parts[-1].get("User-Id")), -1))
+            if link is None or isinstance(link, DialledLink) or len(parts) < 2:
+                self._drop("a frame is refused: its connection's key does not belong to a device that dials this one")
+            elif len(parts) == 2 and len(parts[1]) == 0:
+                self._greet(link, parts, events)
+            else:
+                events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]]))
+
+    def _greet(self, link: Link, parts: list[zmq.Frame], events: list[Event]) -> None:
+        link.prefix = (parts[0].bytes,)
+        self._fds[int(parts[1].get(zmq.SRCFD))] = link
+        link.rise()
+        events.append(Up(link.peer.rank))
+
+    def _read_fd(self, fd: int, events: list[Event]) -> None:
+        if not os.read(fd, 4096):
+            self._unwatch(fd)
+            events.append(Lost(0, "the process that started this one is gone"))
+
+
+def _view(part: zmq.Frame) -> Part:
+    """The bytes of a part, for one owner. Small ones are copied: libzmq keeps them unaligned."""
+    return part.buffer if len(part) > _SMALL_BYTES else bytearray(part.buffer)
