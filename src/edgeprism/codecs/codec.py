@@ -67,7 +67,9 @@ class PartitionCodec(Codec):
 
     def positions(self, start: int) -> Float[Tensor, "one_or_batch rows"]:
         own = torch.arange(start, start + self._num_tokens, dtype=torch.float32)[None]
-        return own if self._means is None else self._means.reduce(own[..., None])[..., 0]
+        if self._means is None:
+            return own
+        return self._means.reduce(own.expand(self._means.counts.shape[0], -1)[..., None])[..., 0]
 
 
 def make_codec(

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from edgeprism.models.linear import Linear
 
 Rows = Float[Tensor, "batch rows width"]
+Hidden = Float[Tensor, "batch rows intermediate"]
 Heads = Float[Tensor, "batch heads rows head_width"]
 Layer = Callable[[Tensor], Tensor]
 
@@ -52,11 +53,11 @@ class Block(ABC):
         """Projects what attention gathered, adds the residual ``x``, norms where the norm comes last."""
 
     @abstractmethod
-    def mlp_up(self, x: Rows) -> Rows:
+    def mlp_up(self, x: Rows) -> Hidden:
         """The wide half of the MLP, activation included."""
 
     @abstractmethod
-    def mlp_down(self, x: Rows, h: Rows) -> Rows:
+    def mlp_down(self, x: Rows, h: Hidden) -> Rows:
         """The narrow half of the MLP, residual and last norm included."""
 
 
@@ -99,10 +100,10 @@ class PreNormBlock(_ProjectedBlock):
     def attention_output(self, x: Rows, context: Heads) -> Rows:
         return x + self._output(merge_heads(context))
 
-    def mlp_up(self, x: Rows) -> Rows:
+    def mlp_up(self, x: Rows) -> Hidden:
         return self._up(self._mlp_norm(x))
 
-    def mlp_down(self, x: Rows, h: Rows) -> Rows:
+    def mlp_down(self, x: Rows, h: Hidden) -> Rows:
         return x + self._down(h)
 
 
@@ -115,10 +116,10 @@ class PostNormBlock(_ProjectedBlock):
     def attention_output(self, x: Rows, context: Heads) -> Rows:
         return self._attention_norm(x + self._output(merge_heads(context)))
 
-    def mlp_up(self, x: Rows) -> Rows:
+    def mlp_up(self, x: Rows) -> Hidden:
         return self._up(x)
 
-    def mlp_down(self, x: Rows, h: Rows) -> Rows:
+    def mlp_down(self, x: Rows, h: Hidden) -> Rows:
         return self._mlp_norm(x + self._down(h))
 
 

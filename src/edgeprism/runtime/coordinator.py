@@ -26,7 +26,7 @@ from edgeprism.runtime.trace import DeviceTrace, Trace
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.greedy import GreedySettings
 from edgeprism.strategies.meter import Meter
-from edgeprism.strategies.registry import count
+from edgeprism.strategies.registry import load_cost
 from edgeprism.strategies.replica.forward import batch_of, merge, samples_of
 from edgeprism.strategies.replica.partition import sample_bounds
 from edgeprism.strategies.sequence.partition import token_bounds
@@ -259,7 +259,9 @@ class Coordinator:
     def _timeout_s(self, kind: Hashable, plan: Plan, batch: int, num_tokens: int) -> float:
         """How long to wait for others: what the request was counted to take, or was seen to."""
         element_bytes = self._model.dtype.itemsize
-        cost = count(self._model.spec, plan, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes)
+        cost = load_cost(plan.strategy)(
+            self._model.spec, plan, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes
+        )
         compute_s = cost.busiest.macs / min(speed for speed in self.speeds() if speed)
         num_bytes = sum(device.bytes_sent for device in cost.devices)
         return self._patience.timeout_s(kind, compute_s=compute_s, num_bytes=num_bytes)

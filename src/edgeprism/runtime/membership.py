@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 LOAD_TIMEOUT_S = 600.0
 JOIN_TIMEOUT_S = 30.0
 READY_TIMEOUT_S = 0.25  # an idle or waiting worker answers within milliseconds, one in a block when that block ends
+TELL_AGAIN_S = 0.5
 RETRY_FAULT_S = 5.0  # a device that answered with an error is left out for this long
 
 
@@ -30,7 +31,7 @@ class Membership:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._peers = frozenset(range(transport.num_devices)) - {transport.rank}
-        self._told: set[int] = set()  # devices to which the newest epoch was sent
+        self._told_at: dict[int, float] = {}  # when the newest epoch was last sent to a device
         self._answered: set[int] = set()
         self._holds_model: set[int] = set()
         self._left_out_until: dict[int, float] = {}
@@ -56,6 +57,7 @@ class Membership:
 
     def ready(self) -> tuple[int, ...]:
         """The devices that can be used now, the coordinator first."""
+        self._answered -= self._transport.lost().keys()  # who comes back has to answer again
         self._tell_new_epoch()
         self._take_answers(0.0)
         now = time.monotonic()
@@ -66,7 +68,7 @@ class Membership:
         """Everyone drops what it is doing; nobody is ready until it has answered."""
         self.epoch += 1
         self._transport.epoch = self.epoch
-        self._told.clear()
+        self._told_at.clear()
         self._answered.clear()
         self._tell_new_epoch()
 
@@ -102,13 +104,16 @@ class Membership:
         return True
 
     def _tell_new_epoch(self) -> None:
-        """Devices that could not be told, because they were away, are told once they are back."""
-        for peer in (self._peers - self._told) & self._transport.connected():
+        """Tells those who have not answered, again and again: they may have been away, or their answer may be lost."""
+        now = time.monotonic()
+        for peer in (self._peers - self._answered) & self._transport.connected():
+            if now - self._told_at.get(peer, -TELL_AGAIN_S) < TELL_AGAIN_S:
+                continue
             try:
                 self._transport.send(peer, Kind.EPOCH, epoch=self.epoch)
-                self._told.add(peer)
+                self._told_at[peer] = now
             except PeerError:
-                continue  # told when it is back
+                continue  # it has just gone
 
     def _await_answers(self, peers: Collection[int], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

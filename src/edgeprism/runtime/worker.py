@@ -40,7 +40,7 @@ class Worker:
         while True:
             frame = self._transport.receive(None)
             if frame is None:
-                if COORDINATOR in self._transport.lost():
+                if self._transport.is_orphan:
                     return
                 continue
             if frame.sender != COORDINATOR:
@@ -52,8 +52,7 @@ class Worker:
 
     def _handle(self, frame: Frame) -> None:
         if frame.kind is Kind.EPOCH:
-            self._transport.epoch = frame.epoch
-            self._transport.send(COORDINATOR, Kind.READY, epoch=frame.epoch)
+            self._enter(frame.epoch)
             return
         if frame.epoch != self._transport.epoch:
             return
@@ -69,6 +68,14 @@ class Worker:
         except Exception as exc:  # whatever it is, the coordinator has to know, and this worker lives on
             log.warning("request %d failed here: %s", frame.request, exc, exc_info=not isinstance(exc, EdgeprismError))
             self._report(frame, exc)
+
+    def _enter(self, epoch: int) -> None:
+        """Drops all older work."""
+        self._transport.epoch = max(self._transport.epoch, epoch)
+        try:
+            self._transport.send(COORDINATOR, Kind.READY, epoch=epoch)
+        except PeerError:
+            log.info("the coordinator went away again; it will ask once more")
 
     def _report(self, frame: Frame, exc: Exception) -> None:
         blamed = list(exc.peers) if isinstance(exc, PeerError) else []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edgeprism.errors import PlanError
 from edgeprism.specs.cost import Cost
@@ -18,6 +18,7 @@ MAX_BATCH = 2**31 - 1
 """What 32-bit sizes on the wire allow; anyone's memory ends far below."""
 
 
+@runtime_checkable
 class CostFunction(Protocol):
     """What every strategy's cost.py defines as ``cost``."""
 
@@ -34,8 +35,13 @@ def count(model: ModelSpec, plan: Plan, *, num_tokens: int, batch: int, element_
     if not 1 <= batch <= MAX_BATCH:
         raise PlanError(f"a batch has 1 to {MAX_BATCH} samples, not {batch}")
     model.check_num_tokens(num_tokens)
-    cost: CostFunction = _module(plan.strategy, "cost").cost
-    return cost(model, plan, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes)
+    return load_cost(plan.strategy)(model, plan, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes)
+
+
+def load_cost(strategy: str) -> CostFunction:
+    """The function that counts ``strategy``, for requests whose tokens were checked by the model itself."""
+    cost: CostFunction = _module(strategy, "cost").cost
+    return cost
 
 
 def load_forward(strategy: str) -> ModuleType:

@@ -44,6 +44,7 @@ class MemoryTransport(Transport):
         self._is_closed = True
         for peer in self._mesh:
             if peer is not self:
+                peer.is_orphan |= self.rank == 0  # threads end with their coordinator
                 peer._inbox.put(Lost(self.rank, "it closed its transport"))
 
     def _post(self, peer: int, parts: Sequence[Part]) -> None:

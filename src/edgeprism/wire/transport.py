@@ -62,6 +62,8 @@ class Transport(ABC):
         self.num_devices = num_devices
         self.limits = limits
         self.stats = Stats()
+        self.is_orphan = False
+        """The process that started this one is gone, for good; a peer in ``lost`` may come back."""
         self._mailbox = Mailbox()
         self._lost: dict[int, str] = {}
 

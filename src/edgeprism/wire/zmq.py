@@ -42,7 +42,8 @@ _SMALL_BYTES = 4096
 class ZmqTransport(Transport):
     """One device on a ZeroMQ cluster. InputError if ``bind`` cannot be bound.
 
-    ``watch_fd`` is a file descriptor whose end of file means that the coordinator is gone (a worker's standard input).
+    ``watch_fd`` is a file descriptor whose end of file means that the coordinator is gone for good (a worker's standard
+    input): device 0 is lost then, and ``is_orphan`` is set.
     Sending copies, so a buffer may change as soon as ``send`` or ``start`` returns.
     """
 
@@ -249,6 +250,7 @@ class ZmqTransport(Transport):
     def _read_fd(self, fd: int, events: list[Event]) -> None:
         if not os.read(fd, 4096):
             self._unwatch(fd)
+            self.is_orphan = True
             events.append(Lost(0, "the process that started this one is gone"))
 
 

@@ -1,0 +1,242 @@
+"""ZeroMQ: who gets in, and how soon a peer that dies, hangs or misbehaves is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import zmq
+
+from edgeprism.errors import FrameError, InputError, PeerLost, PeerTimeout
+from edgeprism.wire.frame import Buffer, Frame, Kind, Limits, encode
+from edgeprism.wire.keys import KeyPair, Peer
+from edgeprism.wire.links import write_message
+from edgeprism.wire.zmq import ZmqTransport
+from tests.wire.meshes import in_threads, soon, zmq_mesh
+
+ECHO = """
+import json, sys, time
+from edgeprism.wire.frame import Kind
+from edgeprism.wire.keys import KeyPair, Peer
+from edgeprism.wire.zmq import ZmqTransport
+own, coordinator = json.loads(sys.stdin.readline())
+with ZmqTransport(1, KeyPair(**own), watch_fd=0) as transport:
+    print(transport.address, flush=True)
+    transport.connect([Peer(rank=0, public_key=coordinator)])
+    while not transport.is_orphan:
+        if frame := transport.receive(1.0):
+            transport.send(0, Kind.READY, epoch=frame.epoch, request=frame.request)
+"""
+
+
+@contextmanager
+def child_of(keys: KeyPair, own: KeyPair) -> Iterator[tuple[subprocess.Popen[str], Peer]]:
+    """A process that answers each control frame with READY, and how it is reached as device 1."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", ECHO], stdin=pipe, stdout=pipe, text=True, env=environment) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(json.dumps([{"public": own.public, "secret": own.secret}, keys.public]) + "\n")
+            child.stdin.flush()
+            yield child, Peer(rank=1, address=child.stdout.readline().strip(), public_key=own.public)
+        finally:
+            child.kill()
+
+
+def ask(transport: ZmqTransport, request: int) -> None:
+    """One question to device 1, and its answer."""
+    transport.send(1, Kind.LOAD, epoch=0, request=request)
+    transport.wait_control((Kind.READY,), (1,), soon(), epoch=0, request=request)
+
+
+@pytest.mark.processes
+def test_a_killed_process_is_lost_at_once_and_its_successor_is_used() -> None:
+    """SIGKILL is seen within 50 ms by a wait under way; another process with the same rank and key takes its place."""
+    keys, own = KeyPair.generate(), KeyPair.generate()
+    with ZmqTransport(0, keys) as transport:
+        with child_of(keys, own) as (child, peer):
+            transport.connect([peer])
+            ask(transport, 1)
+            child.kill()
+            began = time.monotonic()
+            with pytest.raises(PeerLost, match="device 1 is gone"):
+                transport.wait_control((Kind.RESULT,), (1,), soon(), epoch=0)
+            assert time.monotonic() - began < 0.25  # 50 ms on an idle machine
+        with child_of(keys, own) as (child, peer):
+            transport.connect([peer])
+            transport.wait_connected(soon())
+            assert transport.lost() == {}
+            ask(transport, 2)
+
+
+@pytest.mark.processes
+def test_a_stopped_process_is_lost_by_its_heartbeat_and_comes_back() -> None:
+    """SIGSTOP: lost when heartbeats fail; resumed, it is connected again and answers, without ``connect``."""
+    keys, own = KeyPair.generate(), KeyPair.generate()
+    stopping = ZmqTransport(0, keys, heartbeat_s=0.1, heartbeat_timeout_s=0.3)
+    with child_of(keys, own) as (child, peer), stopping as transport:
+        transport.connect([peer])
+        ask(transport, 1)
+        child.send_signal(signal.SIGSTOP)
+        with pytest.raises(PeerLost):
+            transport.wait_control((Kind.RESULT,), (1,), soon(), epoch=0)
+        child.send_signal(signal.SIGCONT)
+        transport.wait_connected(soon())
+        ask(transport, 2)
+
+
+@pytest.mark.processes
+def test_a_worker_ends_when_its_parents_pipe_does() -> None:
+    """End of file on ``watch_fd`` loses device 0."""
+    keys, own = KeyPair.generate(), KeyPair.generate()
+    with child_of(keys, own) as (child, _):
+        assert child.stdin is not None
+        child.stdin.close()
+        assert child.wait(5.0) == 0
+
+
+def test_a_strangers_key_is_refused() -> None:
+    """A key that is not listed gets no connection; the listed one does, before and after."""
+    ours, theirs, stranger = KeyPair.generate(), KeyPair.generate(), KeyPair.generate()
+    with ZmqTransport(1, ours) as server, ZmqTransport(0, theirs) as friend, ZmqTransport(0, stranger) as foe:
+        server.connect([Peer(rank=0, public_key=theirs.public)])
+        door = Peer(rank=1, address=server.address, public_key=ours.public)
+        foe.connect([door])
+        foe.send(1, Kind.CLOSE, epoch=0)
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            assert server.receive(0.02) is None
+            assert foe.receive(0.02) is None
+        assert server.num_refused > 0
+        assert foe.connected() == server.connected() == set()
+        with pytest.raises(PeerTimeout, match="refuses this device's key"):
+            foe.wait_connected(time.monotonic())
+        friend.connect([door])
+        in_threads(lambda: friend.wait_connected(soon()), lambda: server.wait_connected(soon()))
+
+
+def test_a_server_with_another_key_is_not_believed() -> None:
+    """The dialler knows whom it dials: without the listed key's secret half no handshake succeeds."""
+    ours, theirs, expected = KeyPair.generate(), KeyPair.generate(), KeyPair.generate()
+    with ZmqTransport(1, ours) as server, ZmqTransport(0, theirs) as dialler:
+        server.connect([Peer(rank=0, public_key=theirs.public)])
+        dialler.connect([Peer(rank=1, address=server.address, public_key=expected.public)])
+        end = time.monotonic() + 0.6
+        while time.monotonic() < end:
+            server.receive(0.02)
+            dialler.receive(0.02)
+        assert dialler.connected() == set()
+        with pytest.raises(PeerTimeout, match="device 1"):
+            dialler.wait_connected(time.monotonic())
+
+
+def test_a_plain_connection_gets_nowhere() -> None:
+    """Without CURVE at all: nothing is delivered, and the server goes on."""
+    friend, server = zmq_mesh(2)
+    with friend, server, zmq.Context() as context, context.socket(zmq.DEALER) as plain:
+        plain.linger = 0
+        plain.connect(server.address)
+        plain.send(b"hello")
+        assert server.receive(0.3) is None
+        assert server.connected() == {0}
+
+
+def test_a_listed_key_cannot_speak_for_another() -> None:
+    """A frame whose sender is not the rank of the key is dropped, whatever routing id its connection chose."""
+    one, two, three = zmq_mesh(3)
+    with one, two, three:
+        write_message(two._links[2].socket, encode(Frame(kind=Kind.CLOSE, epoch=0, sender=0)))
+        two.send(2, Kind.READY, epoch=0)
+        frame = three.receive(5.0)
+        assert frame is not None
+        assert (frame.kind, frame.sender) == (Kind.READY, 1)
+        assert three.take_stats().frames_dropped == 1
+
+
+def test_a_removed_peer_is_not_heard_any_more() -> None:
+    """``connect`` without a peer takes its key off the list; its open connection counts for nothing."""
+    one, two, three = zmq_mesh(3)
+    with one, two, three:
+        three.connect([two._links[2].peer, Peer(rank=0, public_key=one._keys.public)])
+        two.send(2, Kind.READY, epoch=0)
+        one.send(2, Kind.LOAD, epoch=0)
+        frame = three.receive(5.0)
+        assert frame is not None
+        assert frame.sender == 0
+        assert three.take_stats().frames_dropped == 1
+        with pytest.raises(PeerLost):
+            three.send(1, Kind.READY, epoch=0)
+
+
+@pytest.mark.parametrize("sender", [0, 1])
+def test_an_oversized_message_cuts_the_connection_which_comes_back(sender: int) -> None:
+    """The receiver's socket refuses it unread; both name the other as lost, then go on."""
+    keys = [KeyPair.generate(), KeyPair.generate()]
+    limits = Limits(max_array_bytes=10_000, max_meta_bytes=10_000)
+    mesh = [ZmqTransport(0, keys[0], limits=limits), ZmqTransport(1, keys[1], limits=limits)]
+    with mesh[0], mesh[1]:
+        for t in mesh:
+            t.connect([Peer(rank=p.rank, address=p.address, public_key=keys[p.rank].public) for p in mesh])
+        in_threads(*(lambda t=t: t.wait_connected(soon()) for t in mesh))
+        with pytest.raises(FrameError, match="split the batch"):
+            mesh[sender].send(1 - sender, Kind.LOAD, epoch=0, buffers=[Buffer.of(np.zeros(20_000, np.int8))])
+        mesh[sender]._post(1 - sender, [b"x" * 30_000])
+        for t in mesh:
+            assert t.receive(5.0) is None
+            assert t.lost().keys() == {1 - t.rank}
+        in_threads(*(lambda t=t: t.wait_connected(soon()) for t in mesh))
+        mesh[sender].send(1 - sender, Kind.READY, epoch=0)
+        assert mesh[1 - sender].receive(5.0) is not None
+
+
+def test_what_is_sent_before_the_connection_stands_is_kept() -> None:
+    """Both ways; the order stays."""
+    keys = [KeyPair.generate(), KeyPair.generate()]
+    with ZmqTransport(0, keys[0]) as one, ZmqTransport(1, keys[1]) as two:
+        one.connect([Peer(rank=1, address=two.address, public_key=keys[1].public)])
+        two.connect([Peer(rank=0, public_key=keys[0].public)])
+        for request in range(3):
+            one.send(1, Kind.REQUEST, epoch=0, request=request)
+            two.send(0, Kind.RESULT, epoch=0, request=request)
+
+        def read(transport: ZmqTransport) -> None:
+            transport.wait_connected(soon())
+            frames = [transport.receive(5.0) for _ in range(3)]
+            assert [frame.request for frame in frames if frame] == [0, 1, 2]
+
+        in_threads(lambda: read(one), lambda: read(two))
+
+
+def test_keys_and_peers_check_themselves() -> None:
+    """A wrong key or address is refused by name; the secret half is not shown; JSON comes back."""
+    pair = KeyPair.generate()
+    assert pair.secret not in repr(pair)
+    peer = Peer(rank=2, address="tcp://10.0.0.1:5000", public_key=pair.public)
+    assert Peer.from_json(json.loads(json.dumps(peer.to_json()))) == peer
+    with pytest.raises(InputError, match="40 characters"):
+        Peer(rank=1, public_key="short")
+    with pytest.raises(InputError, match="40 characters"):
+        KeyPair(public=pair.public, secret="\u00e9" * 40)
+    with pytest.raises(InputError, match="must look like tcp"):
+        Peer(rank=1, address="10.0.0.1", public_key=pair.public)
+    with pytest.raises(InputError, match="a peer is an object"):
+        Peer.from_json({"rank": "1"})
+
+
+def test_an_address_that_is_taken_is_refused() -> None:
+    """InputError, and nothing is left open."""
+    with ZmqTransport(0, KeyPair.generate()) as one:
+        with pytest.raises(InputError, match="cannot listen"):
+            ZmqTransport(0, KeyPair.generate(), bind=one.address)
+        with pytest.raises(InputError, match="has no address"):
+            one.connect([Peer(rank=1, public_key=KeyPair.generate().public)])
