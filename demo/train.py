@@ -57,8 +57,8 @@ class Settings:
     seed: int = 20
     stages: tuple[Stage, ...] = (
         Stage(num_epochs=4, side_px=84, mixed_share=0.2),
-        Stage(num_epochs=8, side_px=112, mixed_share=0.2),
-        Stage(num_epochs=4, side_px=INPUT_SIDE_PX, mixed_share=0.0, kept_share=0.5),
+        Stage(num_epochs=4, side_px=112, mixed_share=0.2),
+        Stage(num_epochs=5, side_px=INPUT_SIDE_PX, mixed_share=0.0, kept_share=0.5),
     )
     num_held_out: int = 500
     rank: int = RANK
@@ -135,6 +135,7 @@ class Trainer:
         loss = self._pass_over(stage, epoch_index)
         self.num_epochs_done += 1
         entry = {"epoch": self.num_epochs_done, "side_px": stage.side_px, "train_loss": round(loss, 4)}
+        entry["learning_rate"] = round(self.optimiser.param_groups[0]["lr"], 7)
         if len(self.held_out):
             entry["held_out_accuracy"] = accuracy(self.model, self.held_out, stage.side_px)
         entry["seconds"] = round(time.perf_counter() - start_s, 1)

@@ -1,9 +1,9 @@
 """edgeprism: Transformers over the few small devices that you have, by the plan that is fastest for each request.
 
-    with edgeprism.Cluster.spawn(2) as cluster:
-        engine = edgeprism.load("google/vit-base-patch16-224", cluster=cluster, plan="sequence", codec="int8")
-        output = engine(pixel_values=images)
-        print(engine.last_trace.summary())
+with edgeprism.Cluster.spawn(2) as cluster:
+    engine = edgeprism.load("google/vit-base-patch16-224", cluster=cluster, plan="sequence", codec="int8")
+    output = engine(pixel_values=images)
+    print(engine.last_trace.summary())
 """
 
 from __future__ import annotations

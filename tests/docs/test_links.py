@@ -33,7 +33,9 @@ def test_every_page_is_reached_from_the_index() -> None:
 def test_broken_links_are_found(tmp_path: Path) -> None:
     """The check itself tells a good link from a bad one, and leaves code and addresses alone."""
     page = tmp_path / "page.md"
-    page.write_text("# A head\n[a](page.md) [b](#a-head) [c](gone.md) [d](#gone) `[e](gone.md)` [f](https://x.example)\n")
+    page.write_text(
+        "# A head\n[a](page.md) [b](#a-head) [c](gone.md) [d](#gone) `[e](gone.md)` [f](https://x.example)\n"
+    )
     assert [target for target in links_of(page) if not resolves(page, target)] == ["gone.md", "#gone"]
 
 

@@ -1,4 +1,4 @@
-"""Devices that die, hang and come back in the middle of a request: the answer is right, in time, and says who failed."""
+"""Devices that die, hang and come back in mid-request: the answer is right, in time, and says who failed."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def test_a_killed_process_is_named_and_the_answer_is_right(
     engine(pixel_values=PIXELS)
     expected = logits_of_one_device(make_model())
 
-    logits, elapsed_s, undisturbed_s = disturbed(
-        engine, lambda: os.kill(cluster.pids[victim - 1], signal.SIGKILL)
-    )
+    logits, elapsed_s, undisturbed_s = disturbed(engine, lambda: os.kill(cluster.pids[victim - 1], signal.SIGKILL))
 
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     assert elapsed_s < 3 * undisturbed_s + 5
@@ -95,7 +93,7 @@ def test_a_killed_process_is_named_and_the_answer_is_right(
 def test_a_stopped_process_is_left_out_and_used_again_when_it_returns(
     engine: edgeprism.Engine, cluster: edgeprism.Cluster
 ) -> None:
-    """SIGSTOP in mid-request: right in time. Resumed during the next request it disturbs nothing; then it is used again."""
+    """SIGSTOP in mid-request: right in time. Resumed during the next request it disturbs nothing, and is used again."""
     expected = logits_of_one_device(make_model())
     victim = cluster.pids[0]
 

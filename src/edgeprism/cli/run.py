@@ -115,9 +115,9 @@ def _answers(
         return [{"text": text} for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
     output = engine(**{name: tensor for name, tensor in batch.items() if engine.accepts(name)})
     if task == "classify":
-        return answers.classify(output.logits, engine.config.id2label, args.top)
+        return answers.classify(output["logits"], engine.config.id2label, args.top)
     if task == "fill-mask":
-        return answers.fill_mask(output.logits, batch["input_ids"], tokenizer, args.top)
+        return answers.fill_mask(output["logits"], batch["input_ids"], tokenizer, args.top)
     return answers.embed(output, batch.get("attention_mask"))
 
 

@@ -1,7 +1,7 @@
 """The Codec seam: rows of one partition -> the tensors that travel -> the rows that others compute with.
 
 A codec is made for one partition of one request, on the sender and on each receiver alike, from what all of them know:
-the number of tokens, and which of them are real. In every block the sender calls ``encode`` and the receivers ``decode``.
+the number of tokens, and which of them are real. In every block the sender calls ``encode``, the receivers ``decode``.
 
     sender:    codec.encode(rows) -> parts
     receiver:  codec.decode(parts) -> rows, counts

@@ -1,4 +1,4 @@
-"""Segment Means (PRISM, arXiv 2507.12145): contiguous segments of a partition, each replaced by the mean of its rows."""
+"""Segment Means (PRISM, arXiv 2507.12145): contiguous segments of a partition, each sent as the mean of its rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeprism.codecs.segments import segment_bounds
 
 
 class SegmentMeans:
-    """The means of ``num_segments`` (the paper's L) segments of ``num_tokens`` tokens, lengths differing by at most one.
+    """Means of ``num_segments`` (the paper's L) segments of ``num_tokens`` tokens; lengths differ by at most one.
 
     Padding takes part in no mean, so the weights and ``counts`` (1 or batch, segments) are per sample where there is a
     ``mask``; a segment without a real token has count 0 and a mean of zeros, which the logits mask.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from edgeprism.errors import PlanError
 
 
@@ -16,4 +18,4 @@ def segment_bounds(num_tokens: int, num_segments: int) -> tuple[tuple[int, int],
     if not 1 <= num_segments <= num_tokens:
         raise PlanError(f"{num_tokens} tokens cannot be cut into {num_segments} segments")
     cuts = [index * num_tokens // num_segments for index in range(num_segments + 1)]
-    return tuple(zip(cuts[:-1], cuts[1:], strict=True))
+    return tuple(pairwise(cuts))

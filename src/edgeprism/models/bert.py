@@ -38,7 +38,8 @@ class BertLike(TextModel):
             return super().default_positions(ids)
         # RoBERTa counts the tokens that are not padding, from padding_idx + 1, and leaves padding at padding_idx.
         real = ids.ne(self._first_position).long()
-        return real.cumsum(1) * real + self._first_position
+        positions: Tensor = real.cumsum(1) * real + self._first_position
+        return positions
 
     def embed(self, features: dict[str, Tensor]) -> Rows:
         ids, types = features["ids"], features.get("types")

@@ -135,8 +135,11 @@ def attend(
 
 
 def split_heads(x: Rows, num_heads: int) -> Heads:
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)  # (batch, heads, rows, head_width)
+    """The heads of each row, apart."""
+    heads: Tensor = x.unflatten(-1, (num_heads, -1))
+    return heads.transpose(1, 2)  # (batch, heads, rows, head_width)
 
 
 def merge_heads(x: Heads) -> Rows:
+    """The heads of each row, side by side."""
     return x.transpose(1, 2).flatten(2)  # (batch, rows, width)

@@ -19,7 +19,7 @@ from edgeprism.models.text import CLS, EVERY_ROW, TextModel
 class BareDistilBert(TextModel):
     """DistilBertModel: every row."""
 
-    output = BaseModelOutput
+    output: type[ModelOutput] = BaseModelOutput
 
     takes_token_types = False
 

@@ -24,7 +24,7 @@ from edgeprism.models.text import EVERY_ROW, TextModel
 class BareGpt2(TextModel):
     """GPT2Model: every row."""
 
-    output = BaseModelOutputWithPastAndCrossAttentions
+    output: type[ModelOutput] = BaseModelOutputWithPastAndCrossAttentions
 
     is_causal = True
 
@@ -46,7 +46,7 @@ class BareGpt2(TextModel):
 
     def embed(self, features: dict[str, Tensor]) -> Rows:
         rows = self._words(features["ids"]) + self._positions(features["positions"])
-        return rows + self._words(features["types"]) if "types" in features else rows
+        return rows + self._words(features["types"]) if "types" in features else rows  # type: ignore[no-any-return]
 
     def finish(self, x: Rows) -> Rows:
         return self._norm(x)  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 class Linear:
-    """y = x W^T + b for inference. ``weight`` (out, in) and ``bias`` (out) are copied out of the module they came from."""
+    """y = x W^T + b for inference, with ``weight`` (out, in) and ``bias`` (out) of some module."""
 
     __slots__ = ("_bias", "_packed", "_weight", "out_width")
 

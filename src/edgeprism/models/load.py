@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def directory_of(source: str) -> Path:
-    """The directory of a model: ``source`` itself, or the hub's copy of the id in the local cache, fetched if need be."""
+    """``source`` itself, or the hub's copy of the id in the local cache, fetched if need be."""
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -71,16 +71,18 @@ def _check_weights(directory: Path, architecture: str) -> None:
         raise ModelFilesError(
             f"{directory} holds pickled weights ({pickled[0]}), which can run code and are refused; convert them with: "
             f'python -c "import transformers as t; t.{architecture}.from_pretrained({str(directory)!r}, '
-            f"use_safetensors=False).save_pretrained({str(directory) + '-safetensors'!r})\""
+            f'use_safetensors=False).save_pretrained({str(directory) + "-safetensors"!r})"'
         )
     raise ModelFilesError(f"{directory} has no weights: model.safetensors or model.safetensors.index.json is needed")
 
 
 def _check_complete(model: Any, info: dict[str, Any], directory: Path) -> None:
     """Refuses a checkpoint that leaves weights at random values. A pooler that was never saved is left out instead."""
-    missing = {name for name in info["missing_keys"]}
+    missing = set(info["missing_keys"])
     if mismatched := info.get("mismatched_keys"):
-        raise ModelFilesError(f"{directory}: tensors of another shape than config.json asks for: {sorted(mismatched)[:3]}")
+        raise ModelFilesError(
+            f"{directory}: tensors of another shape than config.json asks for: {sorted(mismatched)[:3]}"
+        )
     if missing and all(name.startswith("pooler.") for name in missing):
         model.pooler = None
     elif missing:

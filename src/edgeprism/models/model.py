@@ -1,10 +1,10 @@
 """The Model seam: what a strategy needs of a whole model besides its blocks.
 
-    tokens = model.tokens(**inputs)      # coordinator: checks the inputs; everything in it is per token
-    x = model.embed(tokens.features)     # each device, for the tokens it owns
-    ... the blocks ...
-    rows = model.finish(x)               # each device: the last norm, where a model has one
-    output = model.head(joined)          # coordinator, from the rows that tokens.reads names
+tokens = model.tokens(**inputs)      # coordinator: checks the inputs; everything in it is per token
+x = model.embed(tokens.features)     # each device, for the tokens it owns
+... the blocks ...
+rows = model.finish(x)               # each device: the last norm, where a model has one
+output = model.head(joined)          # coordinator, from the rows that tokens.reads names
 """
 
 from __future__ import annotations

@@ -77,9 +77,8 @@ class BareVision(VisionModel):
     def head(self, joined: HeadInput) -> ModelOutput:
         assert joined.rows is not None
         if self.config.model_type == "dinov2":
-            pooled = joined.rows[:, 0]
-        else:
-            pooled = self._pooler(joined.rows) if self._pooler is not None else None
+            return self.output(last_hidden_state=joined.rows, pooler_output=joined.rows[:, 0])
+        pooled = self._pooler(joined.rows) if self._pooler is not None else None
         return self.output(last_hidden_state=joined.rows, pooler_output=pooled)
 
 
@@ -115,9 +114,7 @@ class TeacherClassifier(VisionModel):
     def head(self, joined: HeadInput) -> ModelOutput:
         assert joined.rows is not None
         cls, distillation = self._cls(joined.rows[:, 0]), self._distillation(joined.rows[:, 1])
-        return self.output(
-            logits=(cls + distillation) / 2, cls_logits=cls, distillation_logits=distillation
-        )
+        return self.output(logits=(cls + distillation) / 2, cls_logits=cls, distillation_logits=distillation)
 
 
 class MeanClassifier(VisionModel):
@@ -158,7 +155,9 @@ def dinov2_block(layer: Any) -> PreNormBlock:
     """A block of DINOv2: each half scaled per channel before the residual; the giant model has a gated MLP."""
     attention, mlp = layer.attention, layer.mlp
     gated = hasattr(mlp, "gate_proj")
-    up = GatedUp(linear(mlp.gate_proj), linear(mlp.up_proj), F.silu) if gated else Up(linear(mlp.fc1), mlp.activation_fn)
+    up = (
+        GatedUp(linear(mlp.gate_proj), linear(mlp.up_proj), F.silu) if gated else Up(linear(mlp.fc1), mlp.activation_fn)
+    )
     return PreNormBlock(
         num_heads=attention.num_attention_heads,
         scale=attention.scaling,
@@ -174,4 +173,4 @@ def dinov2_block(layer: Any) -> PreNormBlock:
 
 def _layers(base: Any) -> nn.ModuleList:
     """The blocks of a base model: ViT and DeiT hold them, DINOv2 has an encoder that does."""
-    return base.layers if hasattr(base, "layers") else base.encoder.layer
+    return base.layers if hasattr(base, "layers") else base.encoder.layer  # type: ignore[no-any-return]

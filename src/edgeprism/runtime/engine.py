@@ -264,7 +264,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _greedy(
     model: Gpt2LM, max_new_tokens: int, eos_token_id: int | Sequence[int] | None, pad_token_id: int | None
 ) -> GreedySettings:
-    """What is not given comes from the model's generation config, as in transformers; padding falls back to the stop."""
+    """What is not given comes from the model's generation config; padding falls back to the stop, as in transformers."""
     defaults = model.generation_config
     stops = defaults.eos_token_id if eos_token_id is None else eos_token_id
     stop_ids = () if stops is None else (stops,) if isinstance(stops, int) else tuple(stops)

@@ -76,7 +76,7 @@ class JobRun:
         return self._started_s + self._job.timeout_s
 
     def run(self, tensors: dict[str, Tensor], emit: Callable[[Tensor], None]) -> Results:
-        """A part of what the head reads, or the outputs of the own samples. ``emit`` gets tokens as they are decoded."""
+        """A part of what the head reads, or outputs of the own samples. ``emit`` gets tokens as they are decoded."""
         with torch.no_grad():
             if self._job.kind == "sequence":
                 return Results(names=(), tensors=self._run_sequence(tensors, emit))

@@ -1,9 +1,9 @@
 """What coordinator and workers say to each other: the JSON part of control frames, checked on arrival.
 
-    LOAD     path or key of a model, dtype, accelerator     -> LOADED (speed) or FAULT
-    REQUEST  a Job, with tensors                            -> RESULT (a DeviceTrace, tensors), TOKEN..., or FAULT
-    EPOCH    the epoch, in the header; drop all older work  -> READY
-    CLOSE    end
+LOAD     path or key of a model, dtype, accelerator     -> LOADED (speed) or FAULT
+REQUEST  a Job, with tensors                            -> RESULT (a DeviceTrace, tensors), TOKEN..., or FAULT
+EPOCH    the epoch, in the header; drop all older work  -> READY
+CLOSE    end
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from edgeprism.errors import FrameError
 from edgeprism.models.reads import Reads
-from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.strategies.greedy import GreedySettings
 
 _Made = TypeVar("_Made")
@@ -52,7 +52,7 @@ class Job:
     timeout_s: float
     devices: tuple[int, ...] = ()
     bounds: tuple[tuple[int, int], ...] = ()
-    codec: CodecSpec = CodecSpec()
+    codec: CodecSpec = EXACT
     reads: Reads | None = None
     greedy: GreedySettings | None = None
     options: tuple[tuple[str, bool], ...] = ()

@@ -66,4 +66,3 @@ class Trace:
             lines.append(f"{d.device:>8}{d.work:>6}{times}{d.bytes_sent / 1e3:10.1f}")
         lines += [f"failed: {failure}" for failure in self.failures]
         return "\n".join(lines + ([self.note] if self.note else []))
-

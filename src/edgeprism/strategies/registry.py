@@ -19,6 +19,7 @@ MAX_BATCH = 2**31 - 1
 
 
 @runtime_checkable
+@runtime_checkable
 class CostFunction(Protocol):
     """What every strategy's cost.py defines as ``cost``."""
 

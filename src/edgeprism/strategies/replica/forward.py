@@ -1,4 +1,4 @@
-"""The batch split over the devices: each runs the whole model on its samples; exact, and nothing travels between blocks.
+"""The batch split over the devices: each runs the whole model on its samples. Exact; nothing travels between blocks.
 
 Raw inputs travel to a device and its outputs come back, both named tensors with the samples along the first axis.
 """

@@ -3,8 +3,8 @@
 Causal models (PRISM's partition-aware mask): a token sees the tokens before it in its own partition, everything that
 earlier partitions sent, and nothing of later ones, which do not even send to it.
 
-Masked logits get the lowest finite number, not minus infinity: a row whose keys are all masked (padding on the left of a
-causal model) then stays finite.
+Masked logits get the lowest finite number, not minus infinity: a row whose keys are all masked (padding on the left
+of a causal model) then stays finite.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 def attention_bias(
     counts: Sequence[Tensor | None], num_rows: Sequence[int], own: int, *, is_causal: bool, dtype: torch.dtype
 ) -> Tensor | None:
-    """The bias (1 or batch, 1, 1 or rows, keys) over the key rows of all partitions, in order; None when it is all zero.
+    """The bias (1 or batch, 1, 1 or rows, keys) over the key rows of all partitions, in order; None when it is zero.
 
     ``counts[i]`` (1 or batch, num_rows[i]) are the tokens that each key row of partition i stands for, None for one
     each. ``own`` is the index of the device's own partition.
@@ -45,9 +45,5 @@ def pick_bias(bias: Tensor | None, picked: Tensor) -> Tensor | None:
 def _log_counts(count: Tensor | None, num_rows: int, dtype: torch.dtype) -> Tensor:
     if count is None:
         return torch.zeros(1, num_rows, dtype=dtype)
-    count = count.float()
-    return (
-        torch.where(count > 0, count.clamp(min=1).log(), torch.finfo(torch.float32).min)
-        .clamp(min=torch.finfo(dtype).min)
-        .to(dtype)
-    )
+    logs = count.float().clamp(min=1).log().to(dtype)
+    return torch.where(count > 0, logs, torch.finfo(dtype).min)

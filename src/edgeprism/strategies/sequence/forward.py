@@ -34,8 +34,8 @@ KeysValues = tuple[Tensor, Tensor]
 class Work:
     """One device's part of one request.
 
-    ``devices`` are the ranks that take part, in the order of their tokens; ``bounds`` their (start, stop); ``index`` says
-    which of them this device is. ``features`` are those of its own tokens, ``mask`` (batch, num_tokens) is everybody's.
+    ``devices`` are the ranks that take part, in the order of their tokens; ``bounds`` their (start, stop); ``index``
+    says which of them this device is. ``features`` are those of its own tokens, ``mask`` (batch, num_tokens) is everybody's.
     """
 
     devices: tuple[int, ...]
@@ -52,7 +52,7 @@ class Work:
 class SequenceForward:
     """One request under way on one device. Made anew for each request; ``run`` is called once.
 
-    ``cache`` afterwards holds keys and values of every visible token, block by block, where ``keeps_cache`` was asked for.
+    ``cache`` afterwards holds keys and values of every visible token, block by block, if ``keeps_cache`` was asked for.
     """
 
     def __init__(

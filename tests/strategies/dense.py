@@ -1,0 +1,107 @@
+"""An oracle for `sequence` with a lossy codec: the same mathematics in one process, dense and slow, one sample, one
+partition and one token at a time. It shares nothing with edgeprism.strategies and edgeprism.codecs; of edgeprism.models it
+uses the blocks, which the first law holds to transformers' own.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def dense_rows(model: Any, tokens: Any, bounds: Sequence[tuple[int, int]], codec: str) -> Tensor:
+    """The finished rows (batch, tokens, width) of every token, whatever the head reads."""
+    x = model.embed(tokens.features)
+    mask = torch.ones(x.shape[:2], dtype=torch.bool) if tokens.mask is None else tokens.mask
+    for block in model.blocks:
+        x = torch.stack([_block(model, block, x[s : s + 1], mask[s], bounds, codec)[0] for s in range(x.shape[0])])
+    return model.finish(x)
+
+
+def _block(model: Any, block: Any, x: Tensor, mask: Tensor, bounds: Sequence[tuple[int, int]], codec: str) -> Tensor:
+    """One block for one sample: each partition sees its own rows as they are and the others' as they arrive."""
+    positions = torch.arange(x.shape[1])[None]
+    y = block.attention_input(x)
+    queries = _flat(block.queries(y, positions))
+    own_keys, own_values = (_flat(value) for value in block.keys_values(y, positions))
+    received = [_received(block, y, own_keys, own_values, mask, start, stop, codec) for start, stop in bounds]
+    context = torch.zeros_like(own_values)
+    for index, (start, stop) in enumerate(bounds):
+        others = [r for i, r in enumerate(received) if i != index and not (model.is_causal and i > index)]
+        for query in range(start, stop):
+            last = query + 1 if model.is_causal else stop
+            seen = [token for token in range(start, last) if mask[token]]
+            keys = [own_keys[token] for token in seen] + [key for other in others for key in other[0]]
+            values = [own_values[token] for token in seen] + [value for other in others for value in other[1]]
+            counts = [1] * len(seen) + [count for other in others for count in other[2]]
+            if keys:  # padding in front of a causal model's text sees nothing
+                context[query] = _attend(queries[query], keys, values, counts, block)
+    x = block.attention_output(x, context.unflatten(-1, (block.num_heads, -1)).transpose(0, 1)[None])
+    return block.mlp_down(x, block.mlp_up(x))
+
+
+def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor], counts: list[int], block: Any) -> Tensor:
+    """Softmax over keys that each stand for several tokens: the exponential of a logit, times the count."""
+    heads = []
+    for q, k, v in zip(*(_heads(value, block) for value in (query, torch.stack(keys), torch.stack(values))), strict=True):
+        logits = k @ q * block.scale
+        weights = torch.exp(logits - logits.max()) * torch.tensor(counts, dtype=q.dtype)
+        heads.append((weights / weights.sum()) @ v)
+    return torch.cat(heads)
+
+
+def _heads(value: Tensor, block: Any) -> tuple[Tensor, ...]:
+    return value.chunk(block.num_heads, dim=-1)
+
+
+def _flat(heads: Tensor) -> Tensor:
+    """(1, heads, rows, head_width) to (rows, width)."""
+    return heads[0].transpose(0, 1).flatten(1)
+
+
+def _received(
+    block: Any, y: Tensor, keys: Tensor, values: Tensor, mask: Tensor, start: int, stop: int, codec: str
+) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """Keys, values and counts that others have of the partition [start, stop)."""
+    plain = codec.removeprefix("kv:")
+    if codec.startswith("kv:"):
+        pairs = [_encoded(value, mask, start, stop, plain) for value in (keys, values)]
+        return pairs[0][0], pairs[1][0], pairs[0][1]
+    rows, counts = _encoded(y[0], mask, start, stop, plain)
+    if not rows:
+        return [], [], []
+    k, v = block.keys_values(torch.stack(rows)[None], torch.zeros(1, len(rows)))
+    return list(_flat(k)), list(_flat(v)), counts
+
+
+def _encoded(rows: Tensor, mask: Tensor, start: int, stop: int, codec: str) -> tuple[list[Tensor], list[int]]:
+    """Rows that stand for at least one real token, as they arrive, and for how many each stands."""
+    num_tokens = stop - start
+    num_segments = num_tokens
+    if match := re.search(r"means:(L=)?([\d.]+)", codec):
+        number = float(match[2])
+        num_segments = int(number) if match[1] else max(1, round(num_tokens / number))
+    cuts = [start + i * num_tokens // num_segments for i in range(num_segments + 1)]
+    arrived, counts = [], []
+    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+        real = [rows[token] for token in range(first, last) if mask[token]]
+        if real:
+            mean = torch.stack(real).sum(0) / len(real)
+            bits = re.search(r"int(\d)", codec)
+            arrived.append(_quantised(mean, int(bits[1])) if bits else mean)
+            counts.append(len(real))
+    return arrived, counts
+
+
+def _quantised(row: Tensor, bits: int) -> Tensor:
+    """Symmetric, one scale a row, computed in float32 as it travels."""
+    row32 = row.float()
+    top = 2 ** (bits - 1) - 1
+    scale = max(float(row32.abs().max()) / top, math.ulp(0.0))
+    scale32 = torch.tensor(scale, dtype=torch.float32)
+    return (torch.round(row32 / scale32) * scale32).to(row.dtype)
