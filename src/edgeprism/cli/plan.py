@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from edgeprism.errors import ModelFilesError, PlanError
+from edgeprism.cli.source import config_directory, tokens_of_pictures
+from edgeprism.errors import PlanError
 from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.cost import Cost, DeviceCost
 from edgeprism.specs.model import ModelSpec, element_bytes_of
@@ -43,9 +43,10 @@ def execute(args: argparse.Namespace) -> int:
     """Count and print. InputError (one line, exit 2) for whatever cannot be carried out."""
     notes: list[str] = []
     plan = _make_plan(args, notes)
-    model = _read_model(args.model)
+    directory = config_directory(args.model)
+    model = ModelSpec.from_directory(directory)
     dtype = args.dtype or model.dtype
-    num_tokens = _num_tokens(args.length, model, notes)
+    num_tokens = _num_tokens(args.length, model, directory, notes)
     request = {"num_tokens": num_tokens, "batch": args.batch, "element_bytes": element_bytes_of(dtype)}
     cost = count(model, plan, **request)
     document = {
@@ -92,38 +93,11 @@ def _shares(args: argparse.Namespace) -> tuple[float, ...] | None:
     return shares
 
 
-def _read_model(source: str) -> ModelSpec:
-    """The model of a directory, or of a hub id by its config.json in the local cache, fetched if need be."""
-    path = Path(os.path.expanduser(source))  # unlike Path.expanduser it leaves the home of an unknown user as it is
-    looks_like_id = source.count("/") <= 1 and not source.startswith((".", "/", "~"))
-    if path.is_dir() or not looks_like_id:
-        return ModelSpec.from_directory(path)
-    if path.exists():
-        raise ModelFilesError(f"{source} is a file; give the directory that holds config.json")
-    return ModelSpec.from_directory(_config_from_hub(source).parent)
-
-
-def _config_from_hub(model_id: str) -> Path:
-    import huggingface_hub as hub
-
-    try:
-        cached = hub.try_to_load_from_cache(model_id, "config.json")
-        if isinstance(cached, str):
-            return Path(cached)
-        hub.get_hf_file_metadata(hub.hf_hub_url(model_id, "config.json"))  # fails at once where hf_hub_download retries
-        return Path(hub.hf_hub_download(model_id, "config.json"))
-    except Exception as exc:  # offline, unknown id, no access: the hub's client has a class for each
-        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
-        raise ModelFilesError(
-            f"{model_id} is no directory here, and the hub gave no config.json for it ({reason})"
-        ) from exc
-
-
-def _num_tokens(length: int | None, model: ModelSpec, notes: list[str]) -> int:
+def _num_tokens(length: int | None, model: ModelSpec, directory: Path, notes: list[str]) -> int:
     if length is not None:
         return length
     if model.fixed_tokens is not None:
-        return model.fixed_tokens
+        return (tokens_of_pictures(directory, model) if model.resizes_images else None) or model.fixed_tokens
     assumed = min(model.max_tokens, DEFAULT_TEXT_TOKENS)
     notes.append(f"assumed --length {assumed}; {model.architecture} takes up to {model.max_tokens} tokens")
     return assumed

@@ -7,11 +7,14 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.cli.source import config_directory
 from edgeprism.errors import InputError
 from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.plan import Plan, parse_shares
 
 if TYPE_CHECKING:
@@ -47,14 +50,15 @@ def execute(args: argparse.Namespace) -> int:
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
     plan = _plan(args)
+    _check(ModelSpec.from_directory(config_directory(args.model)), args)
     codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
     _say("loading torch and the model")
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import load
 
     _quiet()
-    warnings.showwarning = lambda message, *_: _say(str(message))
     with (
+        _warnings_said(),
         Cluster.spawn(args.local_workers) if args.local_workers != 1 else Cluster.alone() as cluster,
         load(args.model, cluster=cluster, plan=plan, codec=codec, device=args.device, dtype=args.dtype) as engine,
     ):
@@ -66,12 +70,22 @@ def execute(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> str | Plan:
     """The strategy's name, or a plan with the shares that were asked for; PlanError for what does not exist."""
     if args.shares is None:
+        if args.plan != "auto":
+            Plan(strategy=args.plan, shares=(1.0,))  # says which there are
         return str(args.plan)
     strategy = "local" if args.plan == "auto" else args.plan
     shares = parse_shares(args.shares)
     if len(shares) != args.local_workers:
         raise InputError(f"--shares names {len(shares)} devices, --local-workers {args.local_workers}; make them equal")
     return Plan(strategy=strategy, shares=shares, codec=CodecSpec.parse(args.codec))
+
+
+def _check(spec: ModelSpec, args: argparse.Namespace) -> None:
+    """What can be refused before torch and the weights take their seconds."""
+    element_bytes_of(args.dtype or spec.dtype)
+    for given in args.inputs:
+        if spec.is_vision and not Path(given).is_file():
+            raise InputError(f"no such picture: {given}; {spec.architecture} takes paths of pictures")
 
 
 def _run(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
@@ -150,6 +164,15 @@ def _labels(labels: list[dict[str, Any]]) -> str:
 
 def _name(given: str) -> str:
     return Path(given).name if Path(given).is_file() else given
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Warnings as lines of ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = lambda message, *_: _say(str(message))
+        yield
 
 
 def _quiet() -> None:

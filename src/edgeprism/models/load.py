@@ -41,7 +41,12 @@ def load_pretrained(source: str, *, dtype: torch.dtype | None = None) -> PreTrai
     _check_weights(directory, architecture)
     try:
         model, info = getattr(transformers, architecture).from_pretrained(
-            directory, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, output_loading_info=True
+            directory,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
     except Exception as exc:  # transformers, safetensors and json each raise their own; all mean that the files are bad
         raise ModelFilesError(f"{directory} cannot be loaded as {architecture}: {_first_line(exc)}") from exc

@@ -21,6 +21,7 @@ from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.load import DTYPES, directory_of, load_pretrained
 from edgeprism.models.model import Model
 from edgeprism.models.registry import adapt
+from edgeprism.models.text import check_ids
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
 from edgeprism.runtime.cores import on_cores
@@ -145,6 +146,7 @@ class Engine:
             raise InputError(f"{self._model.spec.architecture} does not generate; a causal language model does")
         if not self._codec.is_exact:
             raise PlanError(f"codec {self._codec} cannot be used to generate yet; use exact or kv:exact")
+        check_ids(input_ids, self._model.vocab_size)
         with self._lock, on_cores(self._cluster.cores), torch.no_grad():
             self._check_ours()
             settings = _greedy(self._model, max_new_tokens, eos_token_id, pad_token_id)
@@ -264,7 +266,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _greedy(
     model: Gpt2LM, max_new_tokens: int, eos_token_id: int | Sequence[int] | None, pad_token_id: int | None
 ) -> GreedySettings:
-    """What is not given comes from the model's generation config; padding falls back to the stop, as in transformers."""
+    """What is not given is the model's generation config's; padding falls back to the stop, as in transformers."""
     defaults = model.generation_config
     stops = defaults.eos_token_id if eos_token_id is None else eos_token_id
     stop_ids = () if stops is None else (stops,) if isinstance(stops, int) else tuple(stops)

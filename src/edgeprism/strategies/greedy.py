@@ -64,13 +64,13 @@ class GreedySettings:
 
 def prompt_tokens(model: Gpt2LM, ids: Tensor, mask: Tensor | None, max_new_tokens: int) -> Tokens:
     """The prompt as tokens that read only the last row, at the positions that transformers' generate gives them:
-    counted over real tokens."""
+    counted over real tokens, 0 at padding wherever it stands."""
     if ids.shape[-1] + max_new_tokens > model.max_positions:
         raise InputError(
             f"{ids.shape[-1]} tokens and {max_new_tokens} new ones need {ids.shape[-1] + max_new_tokens} positions; "
             f"this model has {model.max_positions}"
         )
-    positions = None if mask is None else (mask.long().cumsum(-1) - 1).clamp(min=0)
+    positions = None if mask is None else (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
     tokens = model.tokens({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
     return Tokens(features=tokens.features, mask=tokens.mask, reads=Reads(rows=((ids.shape[1] - 1,),)))
 

@@ -35,7 +35,8 @@ class Work:
     """One device's part of one request.
 
     ``devices`` are the ranks that take part, in the order of their tokens; ``bounds`` their (start, stop); ``index``
-    says which of them this device is. ``features`` are those of its own tokens, ``mask`` (batch, num_tokens) is everybody's.
+    says which of them this device is. ``features`` are those of its own tokens; ``mask`` (batch, num_tokens) is
+    everybody's.
     """
 
     devices: tuple[int, ...]

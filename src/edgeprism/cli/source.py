@@ -1,0 +1,49 @@
+"""Where MODEL on a command line leads, before any weight is read: what a command checks first."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from edgeprism.errors import ModelFilesError
+from edgeprism.specs.model import ModelSpec
+
+
+def config_directory(source: str) -> Path:
+    """The directory that holds config.json: ``source`` itself, or the hub's copy of an id, fetched if need be."""
+    path = Path(os.path.expanduser(source))  # unlike Path.expanduser it leaves the home of an unknown user as it is
+    looks_like_id = source.count("/") <= 1 and not source.startswith((".", "/", "~"))
+    if path.is_dir() or not looks_like_id:
+        return path
+    if path.exists():
+        raise ModelFilesError(f"{source} is a file; give the directory that holds config.json")
+    return _config_from_hub(source).parent
+
+
+def tokens_of_pictures(directory: Path, model: ModelSpec) -> int | None:
+    """Tokens of a picture as the processor cuts it, for families that take any size; None if it does not say."""
+    try:
+        processor = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
+        size = processor["crop_size" if processor.get("do_center_crop") else "size"]
+        height, width = int(size["height"]), int(size["width"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    patch_height, patch_width = model.patch_size_px
+    return (height // patch_height) * (width // patch_width) + model.special_tokens
+
+
+def _config_from_hub(model_id: str) -> Path:
+    import huggingface_hub as hub
+
+    try:
+        cached = hub.try_to_load_from_cache(model_id, "config.json")
+        if isinstance(cached, str):
+            return Path(cached)
+        hub.get_hf_file_metadata(hub.hf_hub_url(model_id, "config.json"))  # fails at once where hf_hub_download retries
+        return Path(hub.hf_hub_download(model_id, "config.json"))
+    except Exception as exc:  # offline, unknown id, no access: the hub's client has a class for each
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise ModelFilesError(
+            f"{model_id} is no directory here, and the hub gave no config.json for it ({reason})"
+        ) from exc

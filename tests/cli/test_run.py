@@ -1,0 +1,208 @@
+"""`edgeprism run`: what each kind of model answers, and one clear line for everything that cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
+
+from edgeprism.cli.main import main
+from tests.families import make
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[MASK]",
+    "[EOS]",
+    "a",
+    "the",
+    "cat",
+    "dog",
+    "mat",
+    "sat",
+    "on",
+    "went",
+    "home",
+    "again",
+    "today",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model directories as transformers writes them, and pictures."""
+    root = tmp_path_factory.mktemp("run")
+    for architecture in ("ViTForImageClassification", "ViTModel"):
+        make(architecture).save_pretrained(root / architecture)
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(root / architecture)
+    for architecture in ("BertForSequenceClassification", "DistilBertForMaskedLM", "RobertaModel", "GPT2LMHeadModel"):
+        make(architecture).save_pretrained(root / architecture)
+        tokenizer().save_pretrained(root / architecture)
+    Image.new("RGB", (40, 30), (200, 30, 10)).save(root / "red.png")
+    Image.new("L", (64, 64), 90).save(root / "grey.jpg")
+    (root / "no_weights").mkdir()
+    (root / "no_weights" / "config.json").write_text((root / "ViTModel" / "config.json").read_text())
+    (root / "pickled").mkdir()
+    (root / "pickled" / "config.json").write_text((root / "ViTModel" / "config.json").read_text())
+    torch.save(make("ViTModel").state_dict(), root / "pickled" / "pytorch_model.bin")
+    (root / "llama").mkdir()
+    (root / "llama" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (root / "not_a_picture.png").write_text("words")
+    return root
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word."""
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]", eos_token="[EOS]"
+    )
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of one command line."""
+    try:
+        status = main(["run", *map(str, arguments)])
+    except SystemExit as exc:
+        status = int(exc.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_pictures_are_classified(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each picture gets its top labels, most likely first; --json is one document with results and traces."""
+    status, out, _ = run(
+        capsys, root / "ViTForImageClassification", root / "red.png", root / "grey.jpg", "--top", 3, "--json"
+    )
+    document = json.loads(out)
+    assert status == 0
+    assert document["task"] == "classify"
+    assert [Path(result["input"]).name for result in document["results"]] == ["red.png", "grey.jpg"]
+    for result in document["results"]:
+        scores = [label["score"] for label in result["labels"]]
+        assert len(scores) == 3
+        assert scores == sorted(scores, reverse=True)
+    assert document["traces"][0]["plan"]["strategy"] == "local"
+    assert "auto runs local" in document["traces"][0]["note"]
+
+
+def test_inputs_beyond_a_batch_become_more_requests(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--batch 1 makes a request of each picture, with the same answers."""
+    pictures = (root / "red.png", root / "grey.jpg")
+    _, together, _ = run(capsys, root / "ViTForImageClassification", *pictures, "--json")
+    _, apart, _ = run(capsys, root / "ViTForImageClassification", *pictures, "--json", "--batch", 1)
+    assert len(json.loads(apart)["traces"]) == 2
+    for one, other in zip(json.loads(together)["results"], json.loads(apart)["results"], strict=True):
+        assert [label["label"] for label in one["labels"]] == [label["label"] for label in other["labels"]]
+
+
+@pytest.mark.processes
+def test_two_processes_answer_as_one(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --local-workers 2 and exact rows the labels and scores are those of one process."""
+    arguments = (root / "ViTForImageClassification", root / "red.png", "--json")
+    _, alone, _ = run(capsys, *arguments)
+    status, both, _ = run(capsys, *arguments, "--local-workers", 2, "--plan", "sequence", "--shares", "0.3,0.7")
+    assert status == 0
+    trace = json.loads(both)["traces"][0]
+    assert [device["work"] for device in trace["devices"]] == [5, 12]
+    one, other = (json.loads(out)["results"][0]["labels"] for out in (alone, both))
+    assert [label["label"] for label in one] == [label["label"] for label in other]
+    assert [label["score"] for label in one] == pytest.approx([label["score"] for label in other], abs=1e-5)
+
+
+def test_texts_are_classified_embedded_filled_in_and_continued(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is done with a text is decided by the model's head; texts of different length share a batch."""
+    texts = ("the cat sat", "a dog went home again today")
+    for architecture, task, key in (
+        ("BertForSequenceClassification", "classify", "labels"),
+        ("RobertaModel", "embed", "embedding"),
+        ("GPT2LMHeadModel", "generate", "text"),
+    ):
+        status, out, _ = run(capsys, root / architecture, *texts, "--json", "--max-new-tokens", 3)
+        document = json.loads(out)
+        assert status == 0
+        assert document["task"] == task
+        assert all(key in result for result in document["results"])
+    assert document["results"][0]["text"].startswith("the cat sat")
+    status, out, _ = run(capsys, root / "DistilBertForMaskedLM", "the [MASK] sat on the [MASK]", "--json")
+    assert [len(labels) for labels in json.loads(out)["results"][0]["masks"]] == [5, 5]
+
+
+def test_a_padded_text_is_embedded_as_alone(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A short text beside a long one gets the vector that it gets by itself."""
+    _, together, _ = run(capsys, root / "RobertaModel", "the cat", "a dog went home again today", "--json")
+    _, alone, _ = run(capsys, root / "RobertaModel", "the cat", "--json")
+    first = json.loads(together)["results"][0]["embedding"]
+    assert first == pytest.approx(json.loads(alone)["results"][0]["embedding"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("{root}/nowhere", "red.png"), "is no directory"),
+        (("{root}", "red.png"), "has no config.json"),
+        (("{root}/no_weights", "{root}/red.png"), "model.safetensors"),
+        (("{root}/pickled", "{root}/red.png"), "use_safetensors=False"),
+        (("{root}/llama", "{root}/red.png"), "ViTForImageClassification"),
+        (("{root}/red.png", "{root}/red.png"), "is a file"),
+        (("{root}/ViTModel", "{root}/not_a_picture.png"), "is not a picture"),
+        (("{root}/ViTModel", "{root}"), "no such picture"),
+        (("{root}/ViTModel", "words for a vision model"), "no such picture"),
+        (("{root}/ViTModel", "{root}/red.png", "--codec", "means:0.5"), "at least 1"),
+        (("{root}/ViTModel", "{root}/red.png", "--codec", "zip"), "unknown codec"),
+        (("{root}/ViTModel", "{root}/red.png", "--plan", "magic"), "unknown strategy"),
+        (("{root}/ViTModel", "{root}/red.png", "--plan", "pipeline"), "not built yet"),
+        (("{root}/ViTModel", "{root}/red.png", "--dtype", "int3"), "int3"),
+        (("{root}/ViTModel", "{root}/red.png", "--device", "abacus"), "abacus"),
+        (("{root}/ViTModel", "{root}/red.png", "--local-workers", "0"), "1 to 8 devices"),
+        (("{root}/ViTModel", "{root}/red.png", "--local-workers", "9"), "1 to 8 devices"),
+        (("{root}/ViTModel", "{root}/red.png", "--shares", "0.5,0.5"), "--local-workers 1"),
+        (("{root}/ViTModel", "{root}/red.png", "--batch", "0"), "--batch must be at least 1"),
+        (("{root}/ViTModel", "{root}/red.png", "--frobnicate"), "--frobnicate"),
+        (("{root}/ViTModel",), "INPUT"),
+        (("{root}/DistilBertForMaskedLM", "no mask here"), "[MASK]"),
+        (("{root}/GPT2LMHeadModel", "the cat", "--max-new-tokens", "4000"), "positions"),
+        (("{root}/RobertaModel", " "), "empty"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    root: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
+) -> None:
+    """Exit status 2, nothing on standard output, and a last line on standard error that says what would do."""
+    status, out, err = run(capsys, *(argument.format(root=root) for argument in arguments))
+    assert status == 2
+    assert out == ""
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("edgeprism: ")
+    assert says in last
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--plan", "sequence", "--codec", "means:30"), "at most"),
+        (("--plan", "sequence", "--shares", "0.5,0.6"), "add up to 1.1"),
+    ],
+)
+def test_plans_that_do_not_fit_the_request_are_refused(
+    root: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], says: str
+) -> None:
+    """What only the request can tell (a rate above the partition) is one line too, and ends the workers."""
+    status, out, err = run(capsys, root / "ViTModel", root / "red.png", "--local-workers", "2", *options)
+    assert (status, out) == (2, "")
+    assert says in err.strip().splitlines()[-1]
+
+
+def test_a_codec_without_effect_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting that does nothing warns, and the run goes on."""
+    status, _, err = run(capsys, root / "ViTModel", root / "red.png", "--plan", "local", "--codec", "int8")
+    assert status == 0
+    assert "no effect" in err
