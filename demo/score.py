@@ -18,9 +18,9 @@ from transformers import AutoImageProcessor, Dinov2ForImageClassification
 from demo.build import build, inputs_sha256
 from demo.cifar10 import Pictures, test_pictures
 from demo.provenance import REPOSITORY, provenance
+from demo.train import RESULT_PATH
 
 REPORT_PATH = REPOSITORY / "benchmarks" / "results" / "demo_accuracy.json"
-RESULT_PATH = Path(__file__).resolve().parent / "result.json"
 
 
 @torch.inference_mode()

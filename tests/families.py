@@ -1,7 +1,8 @@
 """Tiny models of every supported architecture, and inputs for them.
 
-Weights are drawn wide (0.25 instead of 0.02), norms and biases at random, layer scales far from one: attention is then far
-from uniform and every term matters, so a mistake shows. With transformers' own initialisation nearly everything passes.
+Weights are drawn wide (0.25 instead of 0.02), norms and biases at random, layer scales far from one: attention is then
+far from uniform and every term matters, so a mistake shows. With transformers' own initialisation nearly everything
+passes.
 """
 
 from __future__ import annotations

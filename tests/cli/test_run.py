@@ -14,23 +14,7 @@ from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 from edgeprism.cli.main import main
 from tests.families import make
 
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[MASK]",
-    "[EOS]",
-    "a",
-    "the",
-    "cat",
-    "dog",
-    "mat",
-    "sat",
-    "on",
-    "went",
-    "home",
-    "again",
-    "today",
-]
+WORDS = "[PAD] [UNK] [MASK] [EOS] a the cat dog mat sat on went home again today".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +134,7 @@ def test_a_padded_text_is_embedded_as_alone(root: Path, capsys: pytest.CaptureFi
         (("{root}/no_weights", "{root}/red.png"), "model.safetensors"),
         (("{root}/pickled", "{root}/red.png"), "use_safetensors=False"),
         (("{root}/llama", "{root}/red.png"), "ViTForImageClassification"),
-        (("{root}/red.png", "{root}/red.png"), "is a file"),
+        (("{root}/red.png", "{root}/red.png"), "is no directory"),
         (("{root}/ViTModel", "{root}/not_a_picture.png"), "is not a picture"),
         (("{root}/ViTModel", "{root}"), "no such picture"),
         (("{root}/ViTModel", "words for a vision model"), "no such picture"),

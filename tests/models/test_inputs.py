@@ -43,7 +43,7 @@ def test_unknown_inputs_are_refused_by_name(architecture: str) -> None:
     for unknown in ("labels", "head_mask", "output_attentions", "pixel_value"):
         with pytest.raises(InputError, match=f"it was given {unknown}"):
             model.tokens({**example(architecture), unknown: True})
-    with pytest.raises(InputError, match="this model needs (input_ids|pixel_values); it was given nothing"):
+    with pytest.raises(InputError, match=r"this model needs (input_ids|pixel_values); it was given nothing"):
         model.tokens({})
 
 

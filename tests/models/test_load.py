@@ -109,9 +109,7 @@ def test_unsupported_architecture(saved: Path, architectures: list[str] | None) 
 def test_no_weights(saved: Path) -> None:
     """A config alone is no model."""
     (saved / "model.safetensors").unlink()
-    assert refusal(saved) == (
-        f"{saved} has no weights: model.safetensors or model.safetensors.index.json is needed"
-    )
+    assert refusal(saved) == (f"{saved} has no weights: model.safetensors or model.safetensors.index.json is needed")
 
 
 def test_pickled_weights_are_refused_with_a_command_that_converts_them(saved: Path) -> None:

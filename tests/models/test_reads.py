@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -21,7 +22,7 @@ def partitions(draw: st.DrawFn) -> tuple[tuple[int, int], ...]:
     num_tokens = draw(st.integers(1, 20))
     cuts = draw(st.sets(st.integers(1, num_tokens), max_size=4)) if num_tokens > 1 else set()
     edges = [0, *sorted(cuts - {num_tokens}), num_tokens]
-    return tuple(zip(edges[:-1], edges[1:], strict=True))
+    return tuple(itertools.pairwise(edges))
 
 
 def rows_of(batch: int, num_tokens: int) -> Tensor:
@@ -29,7 +30,9 @@ def rows_of(batch: int, num_tokens: int) -> Tensor:
     return torch.arange(batch * num_tokens * WIDTH, dtype=torch.float32).view(batch, num_tokens, WIDTH) + 1
 
 
-def joined(reads: Reads, x: Tensor, bounds: tuple[tuple[int, int], ...], *, picked: bool = False) -> tuple[Tensor | None, ...]:
+def joined(
+    reads: Reads, x: Tensor, bounds: tuple[tuple[int, int], ...], *, picked: bool = False
+) -> tuple[Tensor | None, ...]:
     """What the head gets when each partition takes its part of ``x``."""
     parts = []
     for start, stop in bounds:
@@ -107,7 +110,8 @@ def test_nan_in_rows_that_nobody_reads_stays_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "reads", [Reads(every_row=True), Reads(rows=((0, 1),)), Reads(rows=((2,), (5,))), Reads(rows=((0,),), mean_range=(1, 9))]
+    "reads",
+    [Reads(every_row=True), Reads(rows=((0, 1),)), Reads(rows=((2,), (5,))), Reads(rows=((0,),), mean_range=(1, 9))],
 )
 def test_json_round_trip(reads: Reads) -> None:
     """What travels to the workers comes back the same."""
@@ -115,7 +119,8 @@ def test_json_round_trip(reads: Reads) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"every_row": True, "rows": ((0,),)}, {"every_row": True, "mean_range": (0, 1)}, {"rows": ((0,), (0, 1))}]
+    "wrong",
+    [{}, {"every_row": True, "rows": ((0,),)}, {"every_row": True, "mean_range": (0, 1)}, {"rows": ((0,), (0, 1))}],
 )
 def test_contradictions_are_our_own_mistake(wrong: dict[str, object]) -> None:
     """Every row, or some: not both, not neither; and as many rows of each sample."""

@@ -1,10 +1,12 @@
-"""An oracle for `sequence` with a lossy codec: the same mathematics in one process, dense and slow, one sample, one
-partition and one token at a time. It shares nothing with edgeprism.strategies and edgeprism.codecs; of edgeprism.models it
-uses the blocks, which the first law holds to transformers' own.
+"""An oracle for `sequence` with a lossy codec: the same mathematics in one process, dense and slow.
+
+One sample, one partition and one token at a time. It shares nothing with edgeprism.strategies and edgeprism.codecs; of
+edgeprism.models it uses the blocks, which the first law holds to transformers' own.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -48,15 +50,12 @@ def _block(model: Any, block: Any, x: Tensor, mask: Tensor, bounds: Sequence[tup
 def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor], counts: list[int], block: Any) -> Tensor:
     """Softmax over keys that each stand for several tokens: the exponential of a logit, times the count."""
     heads = []
-    for q, k, v in zip(*(_heads(value, block) for value in (query, torch.stack(keys), torch.stack(values))), strict=True):
+    cut = [value.chunk(block.num_heads, dim=-1) for value in (query, torch.stack(keys), torch.stack(values))]
+    for q, k, v in zip(*cut, strict=True):
         logits = k @ q * block.scale
         weights = torch.exp(logits - logits.max()) * torch.tensor(counts, dtype=q.dtype)
         heads.append((weights / weights.sum()) @ v)
     return torch.cat(heads)
-
-
-def _heads(value: Tensor, block: Any) -> tuple[Tensor, ...]:
-    return value.chunk(block.num_heads, dim=-1)
 
 
 def _flat(heads: Tensor) -> Tensor:
@@ -88,7 +87,7 @@ def _encoded(rows: Tensor, mask: Tensor, start: int, stop: int, codec: str) -> t
         num_segments = int(number) if match[1] else max(1, round(num_tokens / number))
     cuts = [start + i * num_tokens // num_segments for i in range(num_segments + 1)]
     arrived, counts = [], []
-    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
+    for first, last in itertools.pairwise(cuts):
         real = [rows[token] for token in range(first, last) if mask[token]]
         if real:
             mean = torch.stack(real).sum(0) / len(real)

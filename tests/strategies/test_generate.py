@@ -61,7 +61,9 @@ def theirs(reference: GPT2LMHeadModel, inputs: dict[str, Tensor], **options: Any
     return result.sequences, best[..., 0] - best[..., 1]
 
 
-def check(engine: edgeprism.Engine, reference: GPT2LMHeadModel, plan: Plan, inputs: dict[str, Tensor], **options: Any) -> Tensor:
+def check(
+    engine: edgeprism.Engine, reference: GPT2LMHeadModel, plan: Plan, inputs: dict[str, Tensor], **options: Any
+) -> Tensor:
     """Asserts that the ids are the same up to the first close decision of each sample; returns transformers'."""
     engine.use(plan)
     ours = engine.generate(**inputs, **options)
@@ -95,8 +97,8 @@ def test_greedy_ids(engine: edgeprism.Engine, reference: GPT2LMHeadModel, prompt
 
 
 @pytest.mark.parametrize("plan", ["local", "2-kv", "3-uneven"])
-def test_padding_on_the_right_and_in_the_middle(engine: edgeprism.Engine, reference: GPT2LMHeadModel, plan: str) -> None:
-    """Unusual masks count positions as transformers does."""
+def test_padding_elsewhere(engine: edgeprism.Engine, reference: GPT2LMHeadModel, plan: str) -> None:
+    """Padding on the right or in the middle, which no tokenizer makes for GPT-2, counts positions as transformers does."""
     check(engine, reference, PLANS[plan], padded(ARCHITECTURE, "right"), max_new_tokens=6)
     inputs = {**example(ARCHITECTURE), "attention_mask": torch.ones(3, 13, dtype=torch.long)}
     inputs["attention_mask"][1, 4:9] = 0

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import edgeprism
 from edgeprism.models.model import Model, Tokens
-from edgeprism.models.registry import adapt
 from edgeprism.models.reads import HeadInput
+from edgeprism.models.registry import adapt
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.meter import Meter
@@ -170,8 +170,9 @@ def test_engine_with_a_lossy_codec(architecture: str, codec: str) -> None:
         output = engine(**inputs)
         assert engine.last_trace is not None and engine.last_trace.failures == ()
     values = [at_real(value, inputs) for value in (output.logits, wanted["logits"])]
+    exact = at_real(expected(reference, inputs)["logits"], inputs)
     # float32: a value on the edge between two codes may fall out either way, which moves few outputs a little
-    assert (values[0] - values[1]).abs().median() <= 1e-4
+    assert (values[0] - values[1]).abs().mean() <= (values[0] - exact).abs().mean() / 20
 
 
 def at_real(value: Tensor, inputs: dict[str, Tensor]) -> Tensor:

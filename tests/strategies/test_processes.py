@@ -85,7 +85,8 @@ def test_exact_plans(cluster: edgeprism.Cluster, architecture: str, tmp_path: Pa
 @pytest.mark.parametrize("codec", ["kv:int8", "means:2+int4"])
 @pytest.mark.parametrize("architecture", ["ViTForImageClassification", "BertModel", "GPT2LMHeadModel"])
 def test_lossy_codecs(cluster: edgeprism.Cluster, architecture: str, codec: str, tmp_path: Path) -> None:
-    """What arrives over the wire is what the dense reference computes with; single elements may round the other way."""
+    """What arrives over the wire is what the dense reference computes with; a value on the edge between two codes may
+    fall out either way, so a twentieth of the codec's own loss is allowed."""
     reference, directory = directory_of(architecture, tmp_path)
     shares = SHARES[cluster.num_devices][0]
     model = adapt(reference)
@@ -99,8 +100,8 @@ def test_lossy_codecs(cluster: edgeprism.Cluster, architecture: str, codec: str,
                 wanted = model.head(tokens.reads.join([tokens.reads.take(dense, *whole[0])], whole))
             field = "last_hidden_state" if architecture == "BertModel" else "logits"
             ours, theirs = (at_real_tokens(value[field], inputs) for value in (output, wanted))
-            assert (ours - theirs).abs().median() <= TOLERANCE
-            assert (ours - at_real_tokens(expected(reference, inputs)[field], inputs)).abs().median() > TOLERANCE
+            loss = (ours - at_real_tokens(expected(reference, inputs)[field], inputs)).abs().mean()
+            assert loss > 10 * TOLERANCE and (ours - theirs).abs().mean() <= loss / 20
 
 
 def test_generation(cluster: edgeprism.Cluster, tmp_path: Path) -> None:

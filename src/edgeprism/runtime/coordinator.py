@@ -224,7 +224,7 @@ class Coordinator:
         for index, device in enumerate(job.devices):
             if device != 0:
                 tensors = [tensor.contiguous() for tensor in request.tensors_of(index).values()]
-                buffers = self._staging.to_wire(tensors, run.meter, slot=2 + index)
+                buffers = self._staging.to_wire(tensors, run.meter)
                 self._transport.send(device, Kind.REQUEST, epoch=epoch, request=number, meta=meta, buffers=buffers)
         return run
 

@@ -157,8 +157,9 @@ class Engine:
         """Ends the engine, and its cluster if the engine made it. Closing twice is fine."""
         with self._lock:
             if self._cluster.engine is self:
-                self._coordinator.close()
-                self._cluster.engine = None
+                self._cluster.engine = None  # the workers live on for the cluster's next engine, until it closes
+                if self._owns_cluster:
+                    self._coordinator.close()
             if self._owns_cluster:
                 self._cluster.close()
             if self._folder is not None:

@@ -89,8 +89,11 @@ class GreedyDecoder:
         room = self._length + settings.max_new_tokens
         self._cache = [(_grown(keys, room), _grown(values, room)) for keys, values in cache]
         batch = cache[0][0].shape[0]
-        num_real = torch.full((batch, 1), self._length) if mask is None else mask.sum(-1, keepdim=True)
-        self._next_position = num_real.to(model.device)
+        # transformers goes on from the last token's position, which is 0 where that is padding
+        following = torch.full((batch, 1), self._length)
+        if mask is not None:
+            following = torch.where(mask[:, -1:], mask.sum(-1, keepdim=True), 1)
+        self._next_position = following.to(model.device)
         self._bias = None if mask is None else _padding_bias(mask, room, model.dtype)
 
     def run(self, logits: Float[Tensor, "batch vocabulary"], emit: Callable[[Tensor], None]) -> None:

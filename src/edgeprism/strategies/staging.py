@@ -8,7 +8,6 @@ is the dearest part of it. The wait is for the copy's own event, never for the w
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,9 +32,6 @@ _NAMES = {
     torch.bool: "bool",
 }
 
-# What was received is only read; torch cannot mark a tensor so and warns of it.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-
 
 class Staging:
     """The way between one device and its host memory; one for each worker."""
@@ -43,17 +39,16 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._pinned: dict[tuple[int, int, torch.dtype, tuple[int, ...]], Tensor] = {}
+        self._pinned: dict[tuple[int, torch.dtype, tuple[int, ...]], Tensor] = {}
 
-    def to_wire(self, tensors: Sequence[Tensor], meter: Meter, *, slot: int = 0) -> tuple[Buffer, ...]:
-        """Contiguous tensors as buffers. On CUDA a pinned buffer is used again by the next call with the same shapes
-        and ``slot``, so a caller whose bytes may still be on their way alternates slots."""
+    def to_wire(self, tensors: Sequence[Tensor], meter: Meter) -> tuple[Buffer, ...]:
+        """Contiguous tensors as buffers. They are good until the next call: transports copy what they send."""
         if self._stream is None:
             return tuple(_buffer(tensor) for tensor in tensors)
         start = time.perf_counter()
         with torch.cuda.stream(self._stream):
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
-            hosts = [self._pin(slot, index, tensor) for index, tensor in enumerate(tensors)]
+            hosts = [self._pin(index, tensor) for index, tensor in enumerate(tensors)]
             for host, tensor in zip(hosts, tensors, strict=True):
                 host.copy_(tensor, non_blocking=True)
                 tensor.record_stream(self._stream)
@@ -74,8 +69,8 @@ class Staging:
         meter.staging_s += time.perf_counter() - start
         return tensors
 
-    def _pin(self, slot: int, index: int, tensor: Tensor) -> Tensor:
-        key = (slot, index, tensor.dtype, tuple(tensor.shape))
+    def _pin(self, index: int, tensor: Tensor) -> Tensor:
+        key = (index, tensor.dtype, tuple(tensor.shape))
         if key not in self._pinned:
             self._pinned[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return self._pinned[key]

@@ -141,7 +141,7 @@ class SequenceForward:
         ]
         is_reader = readers is None or self._work.index in readers
         senders = [self._work.devices[i] for i in self._remote] if is_reader else []
-        buffers = self._encode(y if own is None else _side_by_side(own), index) if receivers else ()
+        buffers = self._encode(y if own is None else _side_by_side(own)) if receivers else ()
         exchange = self._transport.start(
             buffers,
             send_to=receivers,
@@ -152,11 +152,10 @@ class SequenceForward:
         )
         return exchange, y, own
 
-    def _encode(self, rows: Tensor, index: int) -> tuple[Buffer, ...]:
+    def _encode(self, rows: Tensor) -> tuple[Buffer, ...]:
         with self._meter.codec():
             parts = self._codecs[self._work.index].encode(rows)
-        # Two slots: the peers have taken block i's bytes before they send what block i + 1 waits for.
-        return self._staging.to_wire(parts, self._meter, slot=index % 2)
+        return self._staging.to_wire(parts, self._meter)
 
     def _gather(self, block: Block, own: KeysValues, frames: Mapping[int, Frame]) -> tuple[Tensor, Tensor]:
         """Keys and values (batch, heads, keys, head_width) of all visible partitions, in the order of their tokens."""
