@@ -34,7 +34,7 @@ setup-demo: $(READY) $(DEMO_READY)  ## the set-up of the demo; the tests skip le
 demo: setup-demo  ## a real model on real pictures over two processes, once for each way of running it
 	@$(PY) -m demo
 
-test: $(READY)  ## the tests, and the examples in docstrings (PYTEST_ARGS="-k wire" for some of them)
+test: $(READY) $(DEMO_READY)  ## the tests, and the examples in docstrings (PYTEST_ARGS="-k wire" for some of them)
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 check: $(READY)  ## ruff, import-linter and mypy

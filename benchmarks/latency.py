@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 import transformers
-from benchmarks.report import paired, record, summary
 
 import edgeprism
+from benchmarks.report import paired, record, summary
 from edgeprism.runtime.cores import on_cores
 
 DTYPES = ("float32", "bfloat16")
 SINGLE = ("exact", "kv:exact", "int8", "kv:int8", "int4", "kv:int4", "means:9.9", "kv:means:9.9")
-REPEATS, WARMUP = 15, 2
+REPEATS, WARMUP = 9, 1
 
 # (figure, batch, dtype, ways, compared with, at most)
 REACH = (

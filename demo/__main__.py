@@ -1,4 +1,4 @@
-"""`make demo`: a real Vision Transformer classifies real photographs over two processes, once for each way of running it.
+"""`make demo`: a real Vision Transformer classifies real photographs over two processes, once for each way to run it.
 
 The model is a ViT-S/14 adapted to CIFAR-10 (see `build`), the photographs are the 20 CIFAR-10 pictures that the PyPI
 package foolbox ships. Each way is timed on single pictures and on all of them in one batch, in turns, so that a busy

@@ -165,7 +165,7 @@ def test_children_end_when_their_parent_is_killed() -> None:
     """A coordinator that dies without a word leaves no worker behind."""
     script = (
         "import edgeprism, time\n"
-        "cluster = edgeprism.Cluster.spawn(2)\n"
+        "cluster = edgeprism.Cluster.spawn(2, share_cores=True)\n"
         "print(*cluster.pids, flush=True)\n"
         "time.sleep(60)\n"
     )

@@ -43,6 +43,7 @@ PLANS: dict[str, tuple[str, tuple[float, ...], str]] = {
     "sequence-2-uneven": ("sequence", (0.7, 0.3), "exact"),
     "sequence-3": ("sequence", (1 / 3,) * 3, "exact"),
     "sequence-3-one-left-out": ("sequence", (0.4, 0.0, 0.6), "exact"),
+    "sequence-3-coordinator-left-out": ("sequence", (0.0, 0.4, 0.6), "kv:exact"),
     "sequence-3-one-token-between": ("sequence", (0.5, 0.01, 0.49), "kv:exact"),
     "sequence-3-uneven": ("sequence", (0.2, 0.5, 0.3), "kv:exact"),
     "sequence-4": ("sequence", (1 / 4,) * 4, "kv:exact"),
@@ -89,7 +90,7 @@ class Subject:
         if sum(share > 0 for share in plan.shares) > 1:
             assert trace.plan.strategy == plan.strategy and trace.plan.codec == plan.codec
             if plan.strategy == "sequence":
-                assert took_part == [device for device, share in enumerate(plan.shares) if share > 0]
+                assert took_part == [device for device, share in enumerate(plan.shares) if share > 0 or device == 0]
         else:
             assert trace.plan.strategy == "local" and took_part == [0]
         return dict(output)
@@ -201,6 +202,18 @@ def test_other_shapes(cluster: edgeprism.Cluster, architecture: str, batch: int,
     """A batch of one, the longest text that the model takes, and as many tokens as devices."""
     subject = Subject(cluster, make(architecture))
     assert subject.gap(plan_of(plan), example(architecture, batch=batch, length=length)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("plan", INPUT_PLANS)
+def test_pixels_of_any_kind(cluster: edgeprism.Cluster, plan: str) -> None:
+    """Pixels in float64, on strides, or with a gradient give the same output."""
+    subject = Subject(cluster, make("ViTModel"))
+    inputs = example("ViTModel", batch=4)
+    wanted = expected(subject.reference, inputs)
+    pixels = inputs["pixel_values"]
+    strided = pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    for given in (pixels.double(), strided, pixels.clone().requires_grad_()):
+        assert difference(subject.run(plan_of(plan), {"pixel_values": given}), wanted, inputs) <= TOLERANCE
 
 
 @pytest.mark.parametrize("architecture", ["ViTModel", "BertModel", "DeiTModel"])

@@ -27,6 +27,7 @@ PLANS = {
     "3-uneven": Plan(strategy="sequence", shares=(0.6, 0.05, 0.35)),
     "3-last-one-token": Plan(strategy="sequence", shares=(0.5, 0.49, 0.01)),
     "3-last-left-out": Plan(strategy="sequence", shares=(0.5, 0.5, 0.0)),
+    "3-coordinator-left-out": Plan(strategy="sequence", shares=(0.0, 0.5, 0.5)),
     "4-kv": Plan.even("sequence", 4, CodecSpec.parse("kv:exact")),
 }
 
@@ -98,7 +99,7 @@ def test_greedy_ids(engine: edgeprism.Engine, reference: GPT2LMHeadModel, prompt
 
 @pytest.mark.parametrize("plan", ["local", "2-kv", "3-uneven"])
 def test_padding_elsewhere(engine: edgeprism.Engine, reference: GPT2LMHeadModel, plan: str) -> None:
-    """Padding on the right or in the middle, which no tokenizer makes for GPT-2, counts positions as transformers does."""
+    """Padding on the right or in the middle, unusual for GPT-2, counts positions as transformers does."""
     check(engine, reference, PLANS[plan], padded(ARCHITECTURE, "right"), max_new_tokens=6)
     inputs = {**example(ARCHITECTURE), "attention_mask": torch.ones(3, 13, dtype=torch.long)}
     inputs["attention_mask"][1, 4:9] = 0

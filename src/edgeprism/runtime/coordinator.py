@@ -108,7 +108,8 @@ class Coordinator:
         request = self._token_request(tokens, plan, settings)
         try:
             run = self._hand_out(request, started_s)
-            run.run(request.tensors_of(0), emit)
+            if request.job.devices[0] == 0:
+                run.run(request.tensors_of(0), emit)
             last = request.job.devices[-1]
             _, traces = self._collect(request, {} if last == 0 else {last: self._follow(request, last, emit)})
         except PeerError as exc:
@@ -150,9 +151,9 @@ class Coordinator:
         tokens = self._model.tokens(inputs)
         request = self._token_request(tokens, plan, None)
         run = self._hand_out(request, started_s)
-        own = run.run(request.tensors_of(0), _ignore)
+        mine = [run.run(request.tensors_of(0), _ignore)] if request.job.devices[0] == 0 else []
         others, traces = self._collect(request)
-        joined = tokens.reads.join([own.tensors, *(results.tensors for results in others)], request.job.bounds)
+        joined = tokens.reads.join([results.tensors for results in (*mine, *others)], request.job.bounds)
         output = self._model.head(joined)
         return Outcome(output, self._trace(request, started_s, (run.trace(), *traces)))
 
@@ -191,6 +192,7 @@ class Coordinator:
         )
 
     def _sample_request(self, inputs: dict[str, Any], plan: Plan) -> Request:
+        inputs = {name: _as_sent(value, self._model.dtype) for name, value in inputs.items()}
         batch, num_tokens = batch_of(inputs), self._model.num_tokens(inputs)
         all_bounds = sample_bounds(batch, plan.shares)
         devices = tuple(device for device, (start, stop) in enumerate(all_bounds) if stop > start)
@@ -282,6 +284,11 @@ class Coordinator:
     @property
     def _dtype(self) -> str:
         return str(self._model.dtype).removeprefix("torch.")
+
+
+def _as_sent(value: Any, dtype: torch.dtype) -> Any:
+    """Pixels travel in the dtype that the model computes in."""
+    return value.detach().to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _ignore(ids: Tensor) -> None:

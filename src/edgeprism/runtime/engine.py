@@ -144,6 +144,8 @@ class Engine:
         """
         if not isinstance(self._model, Gpt2LM):
             raise InputError(f"{self._model.spec.architecture} does not generate; a causal language model does")
+        if (self._plan.strategy if isinstance(self._plan, Plan) else self._plan) == "replica":
+            raise PlanError("plan replica does not generate yet; use local or sequence")
         if not self._codec.is_exact:
             raise PlanError(f"codec {self._codec} cannot be used to generate yet; use exact or kv:exact")
         check_ids(input_ids, self._model.vocab_size)

@@ -87,7 +87,7 @@ class Transport(ABC):
         meta: Mapping[str, Any] | None = None,
         buffers: Sequence[Buffer] = (),
     ) -> int:
-        """Queue one frame and return its bytes; never blocks. PeerLost if the peer cannot take it."""
+        """Queue one frame, its buffers copied, and return its bytes; never blocks. PeerLost if it cannot be taken."""
         frame = Frame(
             kind=kind, epoch=epoch, request=request, block=block, sender=self.rank,
             meta=dump_meta(meta), arrays=tuple(buffers),
@@ -106,6 +106,7 @@ class Transport(ABC):
     ) -> Exchange:
         """Send the buffers to some peers at once; the returned exchange waits for what others send for the same block.
 
+        The buffers are copied: they may change as soon as this returns.
         PeerLost if some peers cannot take it; the rest were sent to.
         """
         if send_to:

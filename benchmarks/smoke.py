@@ -1,0 +1,47 @@
+"""Runs every script of this folder at its smallest size, to prove that it runs: `make bench-smoke`.
+
+A new script takes part by being here. Nothing is written to `results/`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+NOT_MEASURING = ("__init__", "report", "smoke", "table")
+
+
+def main() -> int:
+    """Runs all of them, and the table; 1 where one fails, after the others had their turn."""
+    with tempfile.TemporaryDirectory(prefix="edgeprism-smoke-") as folder:
+        environment = {**os.environ, "TMPDIR": folder}  # what they write goes with it
+        commands = {name: [name, "--smoke"] for name in scripts()} | {"table": ["table"]}
+        failed = [name for name, command in commands.items() if not succeeds(name, command, environment)]
+    if failed:
+        print(f"smoke: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def scripts() -> list[str]:
+    """The names of the scripts that measure."""
+    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in NOT_MEASURING)
+
+
+def succeeds(name: str, command: list[str], environment: dict[str, str]) -> bool:
+    """Runs one script in a process of its own; its output is shown only where it fails."""
+    started_s = time.monotonic()
+    line = [sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:]]
+    done = subprocess.run(line, cwd=FOLDER.parent, env=environment, capture_output=True, text=True)
+    print(f"smoke: {name} {time.monotonic() - started_s:.1f} s", file=sys.stderr, flush=True)
+    if done.returncode:
+        print(done.stdout + done.stderr, file=sys.stderr)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

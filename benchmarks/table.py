@@ -1,0 +1,204 @@
+"""The README's one table, made from the JSON files in `results/` and nothing else; misses are shown like the rest.
+
+`--check README.md` exits with 1 where the table between `<!-- table -->` and `<!-- /table -->` is another one,
+`--write` replaces it. A figure whose file is not there yet reads "not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import RESULTS
+
+BEGIN, END = "<!-- table -->", "<!-- /table -->"
+HEADING = ("what", "reach", "measured", "met")
+BETWEEN = re.compile(f"^{BEGIN}\n.*?^{END}$", re.DOTALL | re.MULTILINE)
+
+REACH_ACCURACY = 0.92
+WAYS = {
+    "local_every_row": "`local` against transformers' own forward, every row read, one core",
+    "local": "`local` against transformers' own forward, classification on CLS, one core",
+}
+"""Ways that are compared with transformers instead of `local`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of the table. ``met`` is None where nothing was to be reached."""
+
+    what: str
+    reach: str
+    measured: str
+    met: bool | None
+
+
+def main() -> int:
+    """Prints, checks or writes the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--check", type=Path, metavar="README", help="exit with 1 where the table there is another one")
+    action.add_argument("--write", type=Path, metavar="README", help="replace the table there")
+    args = parser.parse_args()
+    table = markdown(RESULTS)
+    if args.check or args.write:
+        return put(args.check or args.write, table, write=args.write is not None)
+    print(table, end="")
+    return 0
+
+
+def put(page: Path, table: str, *, write: bool) -> int:
+    """Compares or replaces what stands between the markers of ``page``; the exit status."""
+    text = page.read_text(encoding="utf-8")
+    if len(BETWEEN.findall(text)) != 1:
+        print(f"table: {page} needs one pair of lines {BEGIN} and {END}", file=sys.stderr)
+        return 1
+    wanted = BETWEEN.sub(lambda _: f"{BEGIN}\n\n{table}\n{END}", text)
+    if text == wanted:
+        return 0
+    if not write:
+        print(f"table: {page} differs; run python -m benchmarks.table --write {page}", file=sys.stderr)
+        return 1
+    partial = page.with_name(f".{page.name}.partial")
+    partial.write_text(wanted, encoding="utf-8")
+    os.replace(partial, page)
+    return 0
+
+
+def markdown(results: Path) -> str:
+    """The whole table, with a newline at its end."""
+    lines = [_line(HEADING), _line(["---"] * len(HEADING))]
+    for row in rows(results):
+        met = "" if row.met is None else "yes" if row.met else "**no**"
+        lines.append(_line((row.what, row.reach, row.measured, met)))
+    return "\n".join(lines) + "\n"
+
+
+def rows(results: Path) -> list[Row]:
+    """Every line, in the order of the files; a file that is not there gives one line that says so."""
+    found: list[Row] = []
+    for name, make in SECTIONS.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            found += make(json.loads(path.read_text()))
+        else:
+            found.append(Row(what=f"`{name}`", reach="", measured="not measured", met=None))
+    return found
+
+
+def accuracy(document: dict[str, Any]) -> list[Row]:
+    """The demo model on its test pictures."""
+    low, high = document["interval_95"]
+    score = document["accuracy"]
+    measured = f"{score:.3f} (95 % interval {low:.3f} to {high:.3f}, {document['num_inputs']} pictures)"
+    what = "demo model, accuracy on 500 CIFAR-10 test pictures"
+    return [Row(what=what, reach=f"≥ {REACH_ACCURACY}", measured=measured, met=score >= REACH_ACCURACY)]
+
+
+def first_law(document: dict[str, Any]) -> list[Row]:
+    """Ours against transformers' own outputs."""
+    figures = document["figures"]
+    single, half = figures["float32"], figures["bfloat16"]
+    what = f"largest difference to transformers, `exact`, float32, {figures['num_models']} models, 1 to 5 devices"
+    return [
+        Row(
+            what=what,
+            reach=f"≤ {single['at_most']:.0e}".replace("e-0", "e-"),
+            measured=f"{single['largest_difference']:.1e}".replace("e-0", "e-"),
+            met=single["met"],
+        ),
+        Row(
+            what="the same, bfloat16: our RMS error over transformers' own, both to float32",
+            reach=f"≤ {half['at_most']}",
+            measured=f"{half['largest_rms_ratio']:.3f}",
+            met=half["met"],
+        ),
+    ]
+
+
+def counts(document: dict[str, Any]) -> list[Row]:
+    """GFLOP and fractions saved, as the published formula gives them."""
+    found = []
+    for row in document["figures"]["rows"]:
+        names = row["reach"].keys()
+        found.append(
+            Row(
+                what=f"counts, {row['model']}, {row['what']}",
+                reach=", ".join(_count(name, row["reach"][name]) for name in names),
+                measured=", ".join(_count(name, row["counted"][name]) for name in names),
+                met=row["met"],
+            )
+        )
+    return found
+
+
+def latency(document: dict[str, Any]) -> list[Row]:
+    """The ratios that were to be reached, then the same in bfloat16, for which nothing was stated."""
+    figures = document["figures"]
+    found = []
+    for row in figures["reach"]:
+        what, reach = f"{_ratio(row)}, {row['dtype']}", f"≤ {row['at_most']:.2f}"
+        measured = f"{row['measured']:.3f}{_milliseconds(figures, row, row['dtype'])}"
+        found.append(Row(what=what, reach=reach, measured=measured, met=row["met"]))
+    for row in figures["reach"]:
+        ratio = figures["bfloat16"][str(row["batch"])][row["way"]][f"of_{row['compared_with']}"]
+        measured = f"{ratio:.3f}{_milliseconds(figures, row, 'bfloat16')}"
+        found.append(Row(what=f"{_ratio(row)}, bfloat16", reach="reported", measured=measured, met=None))
+    return found
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    """What is compared with what."""
+    if row["compared_with"].startswith("transformers"):
+        return WAYS[row["way"]]
+    return f"ViT-B/16, 2 processes, batch {row['batch']}, `{row['way']}` / `local`"
+
+
+def _milliseconds(figures: dict[str, Any], row: dict[str, Any], dtype: str) -> str:
+    """The medians beside a ratio; the ratio itself is the median of pairwise ones."""
+    way, base = (figures[dtype][str(row["batch"])][name]["median"] for name in (row["way"], row["compared_with"]))
+    return f" ({1e3 * way:.1f} / {1e3 * base:.1f} ms)"
+
+
+def startup(document: dict[str, Any]) -> list[Row]:
+    """How soon the command line and the demo are done."""
+    found = []
+    for name, row in document["figures"].items():
+        if name == "make demo":
+            measured = f"{row['first_s']:.1f} s; again {row['again_s']:.1f} s"
+            what = "`make demo` after set-up"
+        else:
+            measured = f"{row['median']:.2f} s, torch {'imported' if row['torch_imported'] else 'not imported'}"
+            what = f"`{name}`"
+        found.append(Row(what=what, reach=f"< {row['at_most_s']:g} s", measured=measured, met=row["met"]))
+    return found
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
+    "demo_accuracy": accuracy,
+    "first_law": first_law,
+    "counts": counts,
+    "latency": latency,
+    "startup": startup,
+}
+
+
+def _count(name: str, value: float) -> str:
+    if name == "gflop":
+        return f"{value:.2f} GFLOP"
+    return f"{100 * value:.2f} % {name.removesuffix('_saved')} saved"
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
