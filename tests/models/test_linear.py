@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgeprism.models import linear as module
-from edgeprism.models.linear import Linear, joined, linear, packing_pays
+from edgeprism.models.linear import Linear, joined, linear, packing_pays, scaled_linear
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -68,17 +68,25 @@ def test_joined_layers_stand_side_by_side(biases: tuple[bool, bool]) -> None:
 
 
 @pytest.mark.usefixtures("_packs")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("has_bias", [True, False])
 @torch.no_grad()
-def test_folded_scale_multiplies_the_output(has_bias: bool, dtype: torch.dtype) -> None:
-    """DINOv2's layer scale is folded into weight and bias; negative and zero scales too."""
+def test_scale_multiplies_the_output(has_bias: bool, dtype: torch.dtype) -> None:
+    """DINOv2's layer scale, negative and zero factors too; the module that was given keeps its weight."""
     layer, x = nn.Linear(64, 48, bias=has_bias).to(dtype), torch.randn(3, 64).to(dtype)
     scale = torch.linspace(-2, 2, 48).to(dtype)
     scale[5] = 0
     before = layer.weight.clone()
-    assert gap(linear(layer, scale=scale)(x), layer(x) * scale) <= TOLERANCE[dtype]
+    assert gap(scaled_linear(layer, scale)(x), layer(x) * scale) <= TOLERANCE[dtype]
     assert torch.equal(layer.weight, before)
+
+
+@torch.no_grad()
+def test_half_precision_rounds_no_weight_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 the scaled layer gives what transformers' two steps give, bit for bit with the plain kernel."""
+    monkeypatch.setattr(module, "packing_pays", lambda dtype: False)
+    layer, x, scale = nn.Linear(64, 48).bfloat16(), torch.randn(3, 64).bfloat16(), torch.rand(48).bfloat16()
+    assert torch.equal(scaled_linear(layer, scale)(x), layer(x) * scale)
 
 
 def test_a_wrong_or_missing_kernel_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,8 @@ def test_a_process_that_died_between_requests_costs_the_next_one_nothing(
     assert not engine.last_trace.failures
 
 
-def test_text_goes_on_when_the_decoding_device_dies(cluster: edgeprism.Cluster) -> None:
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_text_goes_on_when_the_decoding_device_dies(cluster: edgeprism.Cluster, padding: str) -> None:
     """The last partition's device is killed while it decodes: the coordinator finishes, token for token right."""
     torch.manual_seed(0)
     config = transformers.GPT2Config(
@@ -143,16 +144,19 @@ def test_text_goes_on_when_the_decoding_device_dies(cluster: edgeprism.Cluster) 
     )  # fmt: skip
     model = transformers.GPT2LMHeadModel(config).eval()
     prompt = torch.randint(1, 1000, (2, 24))
-    expected = model.generate(prompt, max_new_tokens=200, do_sample=False)
+    mask = torch.ones_like(prompt)
+    if padding != "none":
+        mask[1, slice(0, 9) if padding == "left" else slice(15, 24)] = 0
+    expected = model.generate(prompt, attention_mask=mask, max_new_tokens=200, do_sample=False)
     with edgeprism.load(model, cluster=cluster, plan="sequence") as engine:
         started = time.monotonic()
-        engine.generate(prompt, max_new_tokens=200)
+        engine.generate(prompt, attention_mask=mask, max_new_tokens=200)
         undisturbed_s = time.monotonic() - started
 
         timer = threading.Timer(undisturbed_s / 2, lambda: os.kill(cluster.pids[1], signal.SIGKILL))
         timer.start()
         started = time.monotonic()
-        ids = engine.generate(prompt, max_new_tokens=200)
+        ids = engine.generate(prompt, attention_mask=mask, max_new_tokens=200)
         elapsed_s = time.monotonic() - started
 
         assert torch.equal(ids, expected)

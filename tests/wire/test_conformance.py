@@ -186,6 +186,18 @@ def test_a_fault_ends_waits_with_the_peers_words(mesh: Mesh) -> None:
         one.wait_control((Kind.RESULT,), (1,), soon(), epoch=0, request=2)
 
 
+@pytest.mark.parametrize(
+    ("blamed", "peers"), [([2], (2,)), ([0, 1, 2, 9], (1, 2)), ([0], (1,)), ("2", (1,)), ([], (1,))]
+)
+def test_a_fault_blames_whom_its_sender_blames(mesh: Mesh, blamed: object, peers: tuple[int, ...]) -> None:
+    """Other devices, if it names any that exist; never the one that is told; else itself."""
+    one, two, _ = mesh(3)
+    two.send(0, Kind.FAULT, epoch=0, request=1, meta={"message": "nothing came", "blamed": blamed})
+    with pytest.raises(PeerFault, match="device 1 failed: nothing came") as caught:
+        one.wait_control((Kind.RESULT,), (1, 2), soon(), epoch=0, request=1)
+    assert caught.value.peers == peers
+
+
 def test_a_broken_frame_is_dropped_and_the_connection_goes_on(mesh: Mesh) -> None:
     """Noise, a lie about the sender, too many parts: counted; the next good frame arrives."""
     one, two = mesh(2)

@@ -71,11 +71,11 @@ class _ProjectedBlock(Block):
         scale: float,
         query: Linear,
         key_value: Linear,
-        output: Linear,
+        output: Layer,
         attention_norm: Layer,
         mlp_norm: Layer,
         up: Layer,
-        down: Linear,
+        down: Layer,
     ) -> None:
         self.num_heads = num_heads
         self.scale = scale

@@ -40,6 +40,18 @@ class Linear:
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")  # type: ignore[no-any-return]
 
 
+class ScaledLinear:
+    """y = (x W^T + b) * scale, rounded after the product and after the scale."""
+
+    __slots__ = ("_linear", "_scale")
+
+    def __init__(self, linear: Linear, scale: Float[Tensor, " out"]) -> None:
+        self._linear, self._scale = linear, scale
+
+    def __call__(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        return self._linear(x) * self._scale
+
+
 def joined(*layers: nn.Linear) -> Linear:
     """One layer that computes several layers of the same input side by side (keys and values)."""
     weights = torch.cat([layer.weight.detach() for layer in layers])
@@ -49,14 +61,21 @@ def joined(*layers: nn.Linear) -> Linear:
     return Linear(weights, torch.cat([bias.detach() for bias in biases]))
 
 
-def linear(layer: nn.Linear, *, scale: Tensor | None = None) -> Linear:
-    """The layer as it is, or with each output multiplied by ``scale`` (out): DINOv2's layer scale, folded in."""
-    weight, bias = layer.weight.detach(), layer.bias
-    if scale is None:
-        return Linear(weight, bias)
-    factor = scale.detach().float()  # the product is rounded once, also in half precision
-    folded = (weight.float() * factor[:, None]).to(weight.dtype)
-    return Linear(folded, None if bias is None else (bias.detach().float() * factor).to(weight.dtype))
+def linear(layer: nn.Linear) -> Linear:
+    """The layer as it is, with its weight laid out for this machine."""
+    return Linear(layer.weight, layer.bias)
+
+
+def scaled_linear(layer: nn.Linear, scale: Float[Tensor, " out"]) -> Linear | ScaledLinear:
+    """The layer with each output multiplied by ``scale``: DINOv2's layer scale.
+
+    In float32 the scale is folded into weight and bias. In half precision it stays apart, as in transformers: a folded
+    weight would be rounded a second time, which costs more accuracy than the multiplication costs time.
+    """
+    weight, bias, scale = layer.weight.detach(), layer.bias, scale.detach()
+    if weight.dtype != torch.float32:
+        return ScaledLinear(linear(layer), scale)
+    return Linear(weight * scale[:, None], None if bias is None else bias.detach() * scale)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from edgeprism.errors import InputError
 from edgeprism.models.block import Layer, PreNormBlock, Rows
-from edgeprism.models.linear import joined, linear
+from edgeprism.models.linear import joined, linear, scaled_linear
 from edgeprism.models.mlp import GatedUp, Up
 from edgeprism.models.model import Model, Tokens, only
 from edgeprism.models.reads import HeadInput, Reads
@@ -163,11 +163,11 @@ def dinov2_block(layer: Any) -> PreNormBlock:
         scale=attention.scaling,
         query=linear(attention.q_proj),
         key_value=joined(attention.k_proj, attention.v_proj),
-        output=linear(attention.o_proj, scale=layer.layer_scale1.lambda1),
+        output=scaled_linear(attention.o_proj, layer.layer_scale1.lambda1),
         attention_norm=layer.norm1,
         mlp_norm=layer.norm2,
         up=up,
-        down=linear(mlp.down_proj if gated else mlp.fc2, scale=layer.layer_scale2.lambda1),
+        down=scaled_linear(mlp.down_proj if gated else mlp.fc2, layer.layer_scale2.lambda1),
     )
 
 

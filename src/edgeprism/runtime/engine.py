@@ -180,9 +180,7 @@ class Engine:
         plan, failures = self._actual_plan(), tuple[str, ...]()
         steps: list[Tensor] = []
         while (rest := settings.after(steps)) is not None:
-            text = torch.cat([ids, *(step[:, None] for step in steps)], dim=1)
-            real = None if mask is None else torch.nn.functional.pad(mask, (0, len(steps)), value=1)
-            tokens = prompt_tokens(model, text, real, rest.max_new_tokens)
+            tokens = prompt_tokens(model, ids, mask, steps, rest.max_new_tokens)
             try:
                 trace = self._coordinator.generate(tokens, plan, rest, steps.append)
             except PeerError as exc:

@@ -115,7 +115,9 @@ class JobRun:
         if not decodes:
             return part if job.greedy is None else ()
         assert isinstance(self._model, Gpt2LM) and job.greedy is not None
-        GreedyDecoder(self._model, forward.cache, mask, job.greedy).run(self._model.next_logits(part[0]), emit)
+        last_position = work.features["positions"][:, -1:]
+        decoder = GreedyDecoder(self._model, forward.cache, mask, last_position, job.greedy)
+        decoder.run(self._model.next_logits(part[0]), emit)
         return ()
 
     def trace(self) -> DeviceTrace:

@@ -1,8 +1,9 @@
 """Which devices can be used right now: epochs, readiness, and what is done when one fails.
 
 A device is *ready* when it holds the model and has answered the newest epoch. Whenever something goes wrong the
-coordinator announces a new epoch: everyone drops what it was doing and says READY. Who does not is left out until it
-does, so a device that was stopped or cut off comes back by itself.
+coordinator announces a new epoch: everyone drops what it was doing and says READY, and which others it has a link with.
+Who does not is left out until it does, so a device that was stopped or cut off comes back by itself; and devices that
+cannot reach each other are not used together.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import logging
 import time
 from collections.abc import Collection
 
-from edgeprism.errors import PeerError, PeerFault
-from edgeprism.runtime.messages import LoadOrder
+from edgeprism.errors import PeerError
+from edgeprism.runtime.messages import LoadOrder, linked_ranks
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
 
@@ -22,7 +23,7 @@ LOAD_TIMEOUT_S = 600.0
 JOIN_TIMEOUT_S = 30.0
 READY_TIMEOUT_S = 0.25  # an idle or waiting worker answers within milliseconds, one in a block when that block ends
 TELL_AGAIN_S = 0.5
-RETRY_FAULT_S = 5.0  # a device that answered with an error is left out for this long
+RETRY_FAULT_S = 5.0  # a device that failed, and yet answers, is left out for this long
 
 
 class Membership:
@@ -33,6 +34,7 @@ class Membership:
         self._peers = frozenset(range(transport.num_devices)) - {transport.rank}
         self._told_at: dict[int, float] = {}  # when the newest epoch was last sent to a device
         self._answered: set[int] = set()
+        self._links: dict[int, frozenset[int]] = {}  # what each device that answered has a link with
         self._holds_model: set[int] = set()
         self._left_out_until: dict[int, float] = {}
         self.epoch = transport.epoch
@@ -61,8 +63,10 @@ class Membership:
         self._tell_new_epoch()
         self._take_answers(0.0)
         now = time.monotonic()
-        usable = self._answered & self._holds_model
-        return (0, *sorted(peer for peer in usable if self._left_out_until.get(peer, 0.0) <= now))
+        usable = {peer for peer in self._answered & self._holds_model if self._left_out_until.get(peer, 0.0) <= now}
+        while unlinked := {peer: count for peer in usable if (count := len(self._unlinked(peer, usable)))}:
+            usable.remove(max(unlinked, key=lambda peer: (unlinked[peer], peer)))
+        return (0, *sorted(usable))
 
     def new_epoch(self) -> None:
         """Everyone drops what it is doing; nobody is ready until it has answered."""
@@ -79,7 +83,7 @@ class Membership:
         workers = set(devices) - {0}
         self._await_answers(workers - lost.keys(), READY_TIMEOUT_S)
         silent = workers - self._answered
-        if not silent and isinstance(exc, PeerFault):
+        if not silent:
             for peer in exc.peers:
                 self._left_out_until[peer] = time.monotonic() + RETRY_FAULT_S
         failures = [f"device {peer}: {lost.get(peer, 'it does not answer')}" for peer in sorted(silent)] or [str(exc)]
@@ -104,9 +108,12 @@ class Membership:
         return True
 
     def _tell_new_epoch(self) -> None:
-        """Tells those who have not answered, again and again: they may have been away, or their answer may be lost."""
+        """Tells those who have not answered, again and again: they may have been away, or their answer may be lost.
+        Those who lacked a link may have it by now."""
         now = time.monotonic()
-        for peer in (self._peers - self._answered) & self._transport.connected():
+        silent = self._peers - self._answered
+        unlinked = {peer for peer in self._answered if self._unlinked(peer, self._answered)}
+        for peer in (silent | unlinked) & self._transport.connected():
             if now - self._told_at.get(peer, -TELL_AGAIN_S) < TELL_AGAIN_S:
                 continue
             try:
@@ -135,3 +142,12 @@ class Membership:
             if frame.sender not in self._answered:
                 log.info("device %d is ready", frame.sender)
             self._answered.add(frame.sender)
+            self._links[frame.sender] = linked_ranks(frame)
+
+    def _unlinked(self, peer: int, others: Collection[int]) -> set[int]:
+        """Those of ``others`` that ``peer`` has no link with, as either of the two sees it."""
+        return {
+            other
+            for other in others
+            if other != peer and not (other in self._links[peer] and peer in self._links[other])
+        }

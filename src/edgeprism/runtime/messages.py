@@ -2,7 +2,7 @@
 
 LOAD     path or key of a model, dtype, accelerator     -> LOADED (speed) or FAULT
 REQUEST  a Job, with tensors                            -> RESULT (a DeviceTrace, tensors), TOKEN..., or FAULT
-EPOCH    the epoch, in the header; drop all older work  -> READY
+EPOCH    the epoch, in the header; drop all older work  -> READY (links: the devices that it is connected with)
 CLOSE    end
 """
 
@@ -16,6 +16,7 @@ from edgeprism.errors import FrameError
 from edgeprism.models.reads import Reads
 from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.strategies.greedy import GreedySettings
+from edgeprism.wire.frame import Frame
 
 _Made = TypeVar("_Made")
 Kind = Literal["sequence", "replica"]
@@ -92,6 +93,12 @@ class Job:
             greedy=None if greedy is None else GreedySettings.from_json(greedy),
             options=tuple((_text(name), bool(value)) for name, value in document["options"].items()),
         )
+
+
+def linked_ranks(ready: Frame) -> frozenset[int]:
+    """The devices that the sender of a READY frame is connected with; none when it does not say so properly."""
+    links = ready.info.get("links")
+    return frozenset(rank for rank in links if isinstance(rank, int)) if isinstance(links, list) else frozenset()
 
 
 def _text(value: Any) -> str:

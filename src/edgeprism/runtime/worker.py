@@ -73,7 +73,8 @@ class Worker:
         """Drops all older work."""
         self._transport.epoch = max(self._transport.epoch, epoch)
         try:
-            self._transport.send(COORDINATOR, Kind.READY, epoch=epoch)
+            links = sorted(self._transport.connected())
+            self._transport.send(COORDINATOR, Kind.READY, epoch=epoch, meta={"links": links})
         except PeerError:
             log.info("the coordinator went away again; it will ask once more")
 

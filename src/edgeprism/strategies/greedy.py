@@ -20,6 +20,7 @@ from edgeprism.models.block import attend
 from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.model import Tokens
 from edgeprism.models.reads import Reads
+from edgeprism.models.text import real_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,38 +63,56 @@ class GreedySettings:
         )
 
 
-def prompt_tokens(model: Gpt2LM, ids: Tensor, mask: Tensor | None, max_new_tokens: int) -> Tokens:
-    """The prompt as tokens that read only the last row, at the positions that transformers' generate gives them:
-    counted over real tokens, 0 at padding wherever it stands."""
-    if ids.shape[-1] + max_new_tokens > model.max_positions:
+def prompt_tokens(
+    model: Gpt2LM, ids: Tensor, mask: Tensor | None, steps: Sequence[Int[Tensor, " batch"]], max_new_tokens: int
+) -> Tokens:
+    """The prompt, and the ``steps`` decoded from it before an interruption, as tokens that read only the last row.
+
+    They stand at the positions that transformers' generate gives them: in the prompt counted over real tokens, 0 at
+    padding wherever it stands, and then one after the other from the prompt's last position on.
+    """
+    length = ids.shape[-1] + len(steps)
+    if length + max_new_tokens > model.max_positions:
         raise InputError(
-            f"{ids.shape[-1]} tokens and {max_new_tokens} new ones need {ids.shape[-1] + max_new_tokens} positions; "
+            f"{length} tokens and {max_new_tokens} new ones need {length + max_new_tokens} positions; "
             f"this model has {model.max_positions}"
         )
-    positions = None if mask is None else (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    tokens = model.tokens({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
-    return Tokens(features=tokens.features, mask=tokens.mask, reads=Reads(rows=((ids.shape[1] - 1,),)))
+    mask = real_tokens(mask, ids)
+    positions = (torch.ones_like(ids) if mask is None else mask).cumsum(-1) - 1
+    if mask is not None:
+        positions = positions.masked_fill(~mask, 0)
+        mask = torch.nn.functional.pad(mask, (0, len(steps)), value=True)
+    following = positions[:, -1:] + torch.arange(1, len(steps) + 1)
+    tokens = model.tokens(
+        {
+            "input_ids": torch.cat([ids, *(step[:, None] for step in steps)], dim=1),
+            "attention_mask": mask,
+            "position_ids": torch.cat([positions, following], dim=1),
+        }
+    )
+    return Tokens(features=tokens.features, mask=tokens.mask, reads=Reads(rows=((length - 1,),)))
 
 
 class GreedyDecoder:
     """Continues a prompt. ``cache``: keys and values (batch, heads, tokens, head_width) of each block.
 
-    ``mask`` (batch, tokens) is True at real tokens of the prompt, None when all are.
+    ``mask`` (batch, tokens) is True at real tokens of the prompt, None when all are. ``last_position`` (batch, 1) is
+    that of the prompt's last token.
     """
 
     def __init__(
-        self, model: Gpt2LM, cache: Sequence[tuple[Tensor, Tensor]], mask: Tensor | None, settings: GreedySettings
+        self,
+        model: Gpt2LM,
+        cache: Sequence[tuple[Tensor, Tensor]],
+        mask: Tensor | None,
+        last_position: Int[Tensor, "batch 1"],
+        settings: GreedySettings,
     ) -> None:
         self._model, self._settings = model, settings
         self._length = cache[0][0].shape[2]
         room = self._length + settings.max_new_tokens
         self._cache = [(_grown(keys, room), _grown(values, room)) for keys, values in cache]
-        batch = cache[0][0].shape[0]
-        # transformers goes on from the last token's position, which is 0 where that is padding
-        following = torch.full((batch, 1), self._length)
-        if mask is not None:
-            following = torch.where(mask[:, -1:], mask.sum(-1, keepdim=True), 1)
-        self._next_position = following.to(model.device)
+        self._next_position = last_position + 1
         self._bias = None if mask is None else _padding_bias(mask, room, model.dtype)
 
     def run(self, logits: Float[Tensor, "batch vocabulary"], emit: Callable[[Tensor], None]) -> None:

@@ -246,11 +246,18 @@ class Transport(ABC):
         fault = self._mailbox.take_control((Kind.FAULT,), missing, epoch, request)
         if fault is not None:
             reason = fault.info.get("message", "no reason given")
-            raise PeerFault(f"device {fault.sender} failed: {reason}", (fault.sender,))
+            raise PeerFault(f"device {fault.sender} failed: {reason}", self._blamed(fault))
         gone = sorted(peer for peer in missing if peer in self._lost)
         if gone:
             reasons = "; ".join(f"device {peer} is gone: {self._lost[peer]}" for peer in gone)
             raise PeerLost(f"{reasons} (waiting for {what})", tuple(gone))
+
+    def _blamed(self, fault: Frame) -> tuple[int, ...]:
+        """Whom the sender of a FAULT blames: others that failed it, else itself."""
+        blamed = fault.info.get("blamed")
+        others = set(range(self.num_devices)) - {self.rank}
+        named = sorted(others & {rank for rank in blamed if isinstance(rank, int)}) if isinstance(blamed, list) else []
+        return tuple(named) or (fault.sender,)
 
     def _name_all(self, peers: Iterable[int]) -> str:
         texts = ((peer, self._lost.get(peer) or self._describe(peer)) for peer in sorted(peers))
