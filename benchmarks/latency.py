@@ -9,6 +9,7 @@ decrypted on the same two cores that compute.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import transformers
 import edgeprism
 from benchmarks.report import paired, record, summary
 from edgeprism.runtime.cores import on_cores
+from edgeprism.runtime.trace import Trace
 
 DTYPES = ("float32", "bfloat16")
 SINGLE = ("exact", "kv:exact", "int8", "kv:int8", "int4", "kv:int4", "means:9.9", "kv:means:9.9")
@@ -99,9 +101,19 @@ def engine_call(engine: edgeprism.Engine, way: tuple[str, str], batch: int, dtyp
 
     def call() -> object:
         engine.use(*way)
-        return engine(pixel_values=inputs)
+        output = engine(pixel_values=inputs)
+        check_ran(engine.last_trace, way[0])  # microseconds
+        return output
 
     return call
+
+
+def check_ran(trace: Trace | None, strategy: str) -> None:
+    """Stops the benchmark when a request was not run as it was meant to: without its devices it would be `local`."""
+    assert trace is not None
+    num_devices = 1 if strategy == "local" else 2
+    if trace.plan.strategy != strategy or len(trace.devices) != num_devices or trace.failures or trace.left_out:
+        sys.exit(f"latency: {strategy} was meant to run on {num_devices} devices; {trace.summary()}")
 
 
 def own_forward(model: Any, inputs: torch.Tensor, cluster: edgeprism.Cluster) -> Callable[[], object]:

@@ -132,7 +132,7 @@ def counts(document: dict[str, Any]) -> list[Row]:
             Row(
                 what=f"counts, {row['model']}, {row['what']}",
                 reach=", ".join(_count(name, row["reach"][name]) for name in names),
-                measured=", ".join(_count(name, row["counted"][name]) for name in names),
+                measured=", ".join(_count(name, row["counted"][name]) for name in names) + _printed(row),
                 met=row["met"],
             )
         )
@@ -188,6 +188,12 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "latency": latency,
     "startup": startup,
 }
+
+
+def _printed(row: dict[str, Any]) -> str:
+    """What the paper prints, where the formula that it gives says something else."""
+    formula, printed = row["reach"].get("gflop"), row["published"].get("gflop")
+    return "" if formula == printed else f" (by the paper's formula; it prints {printed})"
 
 
 def _count(name: str, value: float) -> str:

@@ -25,6 +25,7 @@ from transformers import Dinov2ForImageClassification
 from demo.adaptors import merge
 from demo.backbone import ONNX_SHA256, BackboneUnavailable, load_backbone
 from demo.model import model_config, processor_config
+from edgeprism.models.load import no_progress_bar
 
 NAME = "vit-s14-cifar10"
 ADAPTORS_PATH = Path(__file__).resolve().parent / "cifar10_adaptors.safetensors"
@@ -95,7 +96,8 @@ def merged_model() -> Dinov2ForImageClassification:
 
 
 def _write(directory: Path) -> None:
-    merged_model().save_pretrained(directory)
+    with no_progress_bar():
+        merged_model().save_pretrained(directory)
     (directory / "preprocessor_config.json").write_text(json.dumps(processor_config(), indent=2) + "\n")
     record = {
         "inputs_sha256": inputs_sha256(),

@@ -118,7 +118,7 @@ def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
         (PlanError("no such\n plan"), 2, "edgeprism: no such plan\n"),
         (PeerLost("device 1 is gone"), 1, "edgeprism: device 1 is gone\n"),
         (EdgeprismError("something else"), 1, "edgeprism: something else\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "edgeprism: interrupted\n"),
     ],
 )
 def test_errors_become_statuses(

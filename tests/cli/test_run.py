@@ -12,9 +12,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from edgeprism.cli.main import main
-from tests.families import make
+from tests.families import expected, make
 
 WORDS = "[PAD] [UNK] [MASK] [EOS] a the cat dog mat sat on went home again today".split()  # noqa: SIM905
+
+TEXT_ARCHITECTURES = (
+    "BertForSequenceClassification",
+    "DistilBertForMaskedLM",
+    "RobertaModel",
+    "GPT2LMHeadModel",
+    "GPT2Model",
+    "GPT2ForSequenceClassification",
+)
+PROBLEMS = {"regression": {"num_labels": 1}, "multi_label": {"problem_type": "multi_label_classification"}}
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +34,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for architecture in ("ViTForImageClassification", "ViTModel"):
         make(architecture).save_pretrained(root / architecture)
         ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(root / architecture)
-    for architecture in ("BertForSequenceClassification", "DistilBertForMaskedLM", "RobertaModel", "GPT2LMHeadModel"):
-        make(architecture).save_pretrained(root / architecture)
+    for architecture in TEXT_ARCHITECTURES:
+        make(architecture, pad_token_id=0).save_pretrained(root / architecture)  # as the tokenizer pads
         tokenizer().save_pretrained(root / architecture)
+    for name, changes in PROBLEMS.items():
+        make("BertForSequenceClassification", **changes).save_pretrained(root / name)
+        tokenizer().save_pretrained(root / name)
     Image.new("RGB", (40, 30), (200, 30, 10)).save(root / "red.png")
     Image.new("L", (64, 64), 90).save(root / "grey.jpg")
     (root / "no_weights").mkdir()
@@ -100,6 +113,43 @@ def test_two_processes_answer_as_one(root: Path, capsys: pytest.CaptureFixture[s
     assert [label["score"] for label in one] == pytest.approx([label["score"] for label in other], abs=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["GPT2Model", "GPT2ForSequenceClassification", "RobertaModel"])
+def test_an_answer_does_not_depend_on_its_batch(
+    root: Path, capsys: pytest.CaptureFixture[str], architecture: str
+) -> None:
+    """A text beside a longer one, which pads it, is answered as it is alone."""
+    texts = ("the cat sat", "a dog went home again today on the mat")
+    _, alone, _ = run(capsys, root / architecture, texts[0], "--json")
+    _, beside, _ = run(capsys, root / architecture, *texts, "--json")
+    one, other = (json.loads(out)["results"][0] for out in (alone, beside))
+    if "embedding" in one:
+        assert one["embedding"] == pytest.approx(other["embedding"], abs=1e-4)
+    else:
+        assert [label["label"] for label in one["labels"]] == [label["label"] for label in other["labels"]]
+        assert [label["score"] for label in one["labels"]] == pytest.approx(
+            [label["score"] for label in other["labels"]], abs=1e-4
+        )
+
+
+def test_a_regression_gives_a_number_and_several_labels_may_hold(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No softmax where it would say nothing: over one output, or over labels that do not exclude each other."""
+    _, out, _ = run(capsys, root / "regression", "the cat sat", "a dog went home", "--json")
+    values = [result["labels"][0]["value"] for result in json.loads(out)["results"]]
+    assert values[0] != values[1]
+    status, out, _ = run(capsys, root / "regression", "the cat sat")
+    assert status == 0
+    assert f"LABEL_0 {values[0]:.4g}" in out
+    _, out, _ = run(capsys, root / "multi_label", "the cat sat", "--json")
+    (result,) = json.loads(out)["results"]
+    inputs = tokenizer()(["the cat sat"], return_tensors="pt", return_token_type_ids=False)
+    logits = expected(make("BertForSequenceClassification", **PROBLEMS["multi_label"]), inputs)["logits"]
+    assert [label["score"] for label in result["labels"]] == pytest.approx(
+        logits.sigmoid()[0].sort(descending=True).values.tolist(), abs=1e-5
+    )
+
+
 def test_texts_are_classified_embedded_filled_in_and_continued(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What is done with a text is decided by the model's head; texts of different length share a batch."""
     texts = ("the cat sat", "a dog went home again today")
@@ -136,7 +186,13 @@ def test_a_padded_text_is_embedded_as_alone(root: Path, capsys: pytest.CaptureFi
         (("{root}/llama", "{root}/red.png"), "ViTForImageClassification"),
         (("{root}/red.png", "{root}/red.png"), "is no directory"),
         (("{root}/ViTModel", "{root}/not_a_picture.png"), "is not a picture"),
-        (("{root}/ViTModel", "{root}"), "no such picture"),
+        (("{root}/ViTModel", "{root}"), "is a directory"),
+        (("{root}/ViTModel", ""), "an empty name"),
+        (
+            ("{root}/ViTModel", "{root}/red.png", "--local-workers", "2", "--plan", "sequence", "--codec", "means:20"),
+            "20",
+        ),
+        (("{root}/GPT2LMHeadModel", "the cat", "--plan", "sequence", "--codec", "int8"), "use exact"),
         (("{root}/ViTModel", "words for a vision model"), "no such picture"),
         (("{root}/ViTModel", "{root}/red.png", "--codec", "means:0.5"), "at least 1"),
         (("{root}/ViTModel", "{root}/red.png", "--codec", "zip"), "unknown codec"),

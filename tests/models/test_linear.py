@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from edgeprism.errors import InputError
 from edgeprism.models import linear as module
 from edgeprism.models.linear import Linear, joined, linear, packing_pays, scaled_linear
 
@@ -114,3 +115,20 @@ def test_layers_are_frozen() -> None:
     layer = nn.Linear(8, 8)
     assert not linear(layer)(torch.randn(2, 8)).requires_grad
     assert not joined(layer, layer)(torch.randn(2, 8)).requires_grad
+
+
+class _Adapted(nn.Linear):
+    """A layer that computes more than its weight says, as adaptors do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def test_layers_that_compute_more_than_their_weight_are_refused() -> None:
+    """Subclasses and hooks would be left out of the answer without a word."""
+    hooked = nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda module, inputs, output: output * 2)
+    for layer in (_Adapted(4, 4), hooked):
+        for make in (linear, joined, lambda layer: scaled_linear(layer, torch.ones(4))):
+            with pytest.raises(InputError, match="merge adaptors"):
+                make(layer)

@@ -165,11 +165,17 @@ def test_text_goes_on_when_the_decoding_device_dies(cluster: edgeprism.Cluster, 
         assert any("device 2" in failure for failure in engine.last_trace.failures)
 
 
-def test_children_end_when_their_parent_is_killed() -> None:
-    """A coordinator that dies without a word leaves no worker behind."""
+@pytest.mark.parametrize("forks", [False, True])
+def test_children_end_when_their_parent_is_killed(forks: bool) -> None:
+    """A coordinator that dies without a word leaves no worker behind, even if a child that it forked lives on and holds
+    the pipe."""
     script = (
-        "import edgeprism, time\n"
+        "import edgeprism, os, time\n"
         "cluster = edgeprism.Cluster.spawn(2, share_cores=True)\n"
+        f"if {forks} and os.fork() == 0:\n"
+        "    os.close(1)\n"
+        "    time.sleep(20)\n"
+        "    os._exit(0)\n"
         "print(*cluster.pids, flush=True)\n"
         "time.sleep(60)\n"
     )
@@ -185,6 +191,27 @@ def test_children_end_when_their_parent_is_killed() -> None:
     while any(_is_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(_is_alive(pid) for pid in pids)
+
+
+def test_a_device_that_was_stopped_while_the_model_was_loaded_is_used_later(cluster: edgeprism.Cluster) -> None:
+    """It missed the order to load; asked again when it answers, it takes part."""
+    victim = cluster.pids[0]
+    timer = threading.Timer(6.0, lambda: os.kill(victim, signal.SIGCONT))
+    os.kill(victim, signal.SIGSTOP)
+    timer.start()
+    with edgeprism.load(make_model(), cluster=cluster, plan="sequence") as engine:
+        logits = engine(pixel_values=PIXELS).logits
+        assert engine.last_trace is not None
+        if timer.is_alive():  # else it came back before the request
+            assert [device.device for device in engine.last_trace.devices] == [0, 2]
+            assert "device 1" in engine.last_trace.left_out[0]
+        timer.join()
+        deadline = time.monotonic() + 10
+        while engine.devices != (0, 1, 2) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        torch.testing.assert_close(engine(pixel_values=PIXELS).logits, logits, atol=1e-4, rtol=0)
+        assert [device.device for device in engine.last_trace.devices] == [0, 1, 2]
+        assert not engine.last_trace.left_out
 
 
 def test_a_cluster_needs_a_core_for_each_device() -> None:

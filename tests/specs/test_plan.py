@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgeprism.errors import PlanError
 from edgeprism.specs.codec import CodecSpec
-from edgeprism.specs.plan import Plan, parse_shares
+from edgeprism.specs.plan import MAX_DEVICES, Plan, parse_shares
 
 
 @settings(deadline=None)
@@ -28,7 +28,7 @@ def test_json_round_trip(strategy: str, weights: list[int], codec: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 1000))
+@given(st.integers(1, MAX_DEVICES))
 def test_even_shares_add_up(num_devices: int) -> None:
     """Even plans are valid for any number of devices, thirds included."""
     assert Plan.even("sequence", num_devices).num_devices == num_devices
@@ -62,7 +62,7 @@ def test_impossible_plans_are_refused(strategy: str, shares: tuple[float, ...], 
 @pytest.mark.parametrize("num_devices", [0, -1, 65_536])
 def test_device_counts_have_bounds(num_devices: int) -> None:
     """At least one device, and no more than a frame can name."""
-    with pytest.raises(PlanError, match="1 to 65535 devices"):
+    with pytest.raises(PlanError, match="1 to 8 devices"):
         Plan.even("sequence", num_devices)
 
 

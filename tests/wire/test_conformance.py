@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgeprism.errors import PeerFault, PeerLost, PeerTimeout, RequestAborted
+from edgeprism.errors import PeerError, PeerFault, PeerLost, PeerTimeout, RequestAborted
 from edgeprism.wire.frame import Buffer, Frame, Kind, encode
 from edgeprism.wire.transport import Transport
 from tests.wire.meshes import Mesh, in_threads, soon
@@ -187,15 +188,41 @@ def test_a_fault_ends_waits_with_the_peers_words(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blamed", "peers"), [([2], (2,)), ([0, 1, 2, 9], (1, 2)), ([0], (1,)), ("2", (1,)), ([], (1,))]
+    ("meta", "kind", "peers"),
+    [
+        ({"blamed": [2], "cause": "timeout"}, PeerTimeout, (2,)),
+        ({"blamed": [2], "cause": "lost"}, PeerLost, (2,)),
+        ({"blamed": [0, 1, 2, 9, "2", None]}, PeerFault, (1, 2)),
+        ({"blamed": [0], "cause": "timeout"}, PeerTimeout, ()),
+        ({"blamed": "2", "cause": ["lost"]}, PeerFault, (1,)),
+        ({"cause": "input"}, PeerFault, ()),
+    ],
 )
-def test_a_fault_blames_whom_its_sender_blames(mesh: Mesh, blamed: object, peers: tuple[int, ...]) -> None:
-    """Other devices, if it names any that exist; never the one that is told; else itself."""
+def test_a_fault_blames_whom_its_sender_blames(
+    mesh: Mesh, meta: dict[str, Any], kind: type[PeerError], peers: tuple[int, ...]
+) -> None:
+    """Other devices, if it names any that exist; not the one that is told; else itself; nobody for bad input."""
     one, two, _ = mesh(3)
-    two.send(0, Kind.FAULT, epoch=0, request=1, meta={"message": "nothing came", "blamed": blamed})
-    with pytest.raises(PeerFault, match="device 1 failed: nothing came") as caught:
+    two.send(0, Kind.FAULT, epoch=0, request=1, meta={"message": "nothing came", **meta})
+    with pytest.raises(PeerError, match="nothing came") as caught:
         one.wait_control((Kind.RESULT,), (1, 2), soon(), epoch=0, request=1)
+    assert type(caught.value) is kind
+    assert "device 1" in str(caught.value)
     assert caught.value.peers == peers
+
+
+@pytest.mark.parametrize("kind", [Kind.EPOCH, Kind.LOAD, Kind.REQUEST, Kind.CLOSE])
+def test_only_the_coordinator_gives_orders(mesh: Mesh, kind: Kind) -> None:
+    """A worker's EPOCH would end every wait of the others; it is dropped, as are its other orders."""
+    one, two, three = mesh(3)
+    for receiver in (one, three):
+        two.send(receiver.rank, kind, epoch=7)
+        two.send(receiver.rank, Kind.READY, epoch=0)
+        frame = receiver.receive(5.0)
+        assert frame is not None
+        assert frame.kind is Kind.READY
+        receiver.check_epoch(0)
+        assert receiver.take_stats().frames_dropped == 1
 
 
 def test_a_broken_frame_is_dropped_and_the_connection_goes_on(mesh: Mesh) -> None:

@@ -29,7 +29,9 @@ def test_round_trip(kind, epoch, request, block, sender, meta, arrays) -> None:
     raw = b"" if kind is Kind.DATA else dump_meta(meta)
     buffers = tuple(map(Buffer.of, arrays[:32]))
     sent = Frame(kind=kind, epoch=epoch, request=request, block=block, sender=sender, meta=raw, arrays=buffers)
-    got = decode([bytes(part) for part in encode(sent)])
+    parts = [bytes(part) for part in encode(sent)]
+    assert sent.num_bytes == sum(map(len, parts))
+    got = decode(parts)
     for name in ("kind", "epoch", "request", "block", "sender", "meta"):
         assert getattr(got, name) == getattr(sent, name)
     assert got.info == ({} if kind is Kind.DATA else meta)

@@ -24,7 +24,10 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; after --help and wrong usage argparse leaves by SystemExit."""
     try:
-        args = _build_parser().parse_args(argv)
+        parser = _build_parser()
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         status: int = args.execute(args)
         sys.stdout.flush()  # here, where a closed pipe is still caught
         return status
@@ -36,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it flushes
         return EXIT_FAILED
     except KeyboardInterrupt:
+        print("edgeprism: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -73,7 +77,7 @@ def _build_parser() -> argparse.ArgumentParser:
     for name in _COMMANDS:
         command = import_module(f"edgeprism.cli.{name}")
         command.add_parser(subparsers)
-        subparsers.choices[name].set_defaults(execute=command.execute)
+        subparsers.choices[name].set_defaults(execute=command.execute, parser=subparsers.choices[name])
     return parser
 
 

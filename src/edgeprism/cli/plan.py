@@ -95,6 +95,8 @@ def _shares(args: argparse.Namespace) -> tuple[float, ...] | None:
 
 def _num_tokens(length: int | None, model: ModelSpec, directory: Path, notes: list[str]) -> int:
     if length is not None:
+        if model.is_vision:
+            raise PlanError(f"--length is for texts; {model.architecture} takes pictures, which have their own number")
         return length
     if model.fixed_tokens is not None:
         return (tokens_of_pictures(directory, model) if model.resizes_images else None) or model.fixed_tokens

@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.cli.source import config_directory
-from edgeprism.errors import InputError
+from edgeprism.cli.source import config_directory, tokens_of_pictures
+from edgeprism.errors import InputError, PlanError
+from edgeprism.runtime.cores import divide_cores
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.plan import Plan, parse_shares
+from edgeprism.strategies.registry import count
+from edgeprism.tasks.pictures import check_image
 
 if TYPE_CHECKING:
     from edgeprism.runtime.engine import Engine
@@ -50,8 +53,12 @@ def execute(args: argparse.Namespace) -> int:
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
     plan = _plan(args)
-    _check(ModelSpec.from_directory(config_directory(args.model)), args)
     codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
+    directory = config_directory(args.model)
+    _check(ModelSpec.from_directory(directory), directory, plan, codec, args)
+    num_devices = 1 if plan in ("auto", "local") else args.local_workers
+    if num_devices < args.local_workers:
+        _say(f"plan {plan} uses this process alone; name another with --plan to use the other devices")
     _say("loading torch and the model")
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import load
@@ -59,11 +66,11 @@ def execute(args: argparse.Namespace) -> int:
     _quiet()
     with (
         _warnings_said(),
-        Cluster.spawn(args.local_workers) if args.local_workers != 1 else Cluster.alone() as cluster,
+        Cluster.spawn(num_devices) if num_devices != 1 else Cluster.alone() as cluster,
         load(args.model, cluster=cluster, plan=plan, codec=codec, device=args.device, dtype=args.dtype) as engine,
     ):
         document = _run(engine, args)
-    print(json.dumps(document, indent=2) if args.json else _as_text(document))
+    print(json.dumps(document, indent=2) if args.json else f"\n{document['summary']}")
     return 0
 
 
@@ -80,12 +87,20 @@ def _plan(args: argparse.Namespace) -> str | Plan:
     return Plan(strategy=strategy, shares=shares, codec=CodecSpec.parse(args.codec))
 
 
-def _check(spec: ModelSpec, args: argparse.Namespace) -> None:
+def _check(spec: ModelSpec, directory: Path, plan: str | Plan, codec: CodecSpec, args: argparse.Namespace) -> None:
     """What can be refused before torch and the weights take their seconds."""
-    element_bytes_of(args.dtype or spec.dtype)
-    for given in args.inputs:
-        if spec.is_vision and not Path(given).is_file():
-            raise InputError(f"no such picture: {given}; {spec.architecture} takes paths of pictures")
+    element_bytes = element_bytes_of(args.dtype or spec.dtype)
+    divide_cores(args.local_workers)
+    if spec.is_vision:
+        for given in args.inputs:
+            check_image(given)
+    if spec.generates and not codec.is_exact:
+        raise PlanError(f"codec {codec} cannot be used to generate yet; use exact or kv:exact")
+    if spec.is_vision and plan == "sequence":
+        plan = Plan.even("sequence", args.local_workers, codec)
+    num_tokens = (tokens_of_pictures(directory, spec) if spec.resizes_images else None) or spec.fixed_tokens
+    if isinstance(plan, Plan) and num_tokens is not None:
+        count(spec, plan, num_tokens=num_tokens, batch=1, element_bytes=element_bytes)
 
 
 def _run(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
@@ -100,10 +115,12 @@ def _run(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     traces: list[dict[str, Any]] = []
     summaries: list[str] = []
-    for done, inputs in _batches(args.inputs, args.batch):
+    for done, inputs in _batches(args.inputs, 1 if _needs_single(engine, task) else args.batch):
         _say(f"{task} {done} of {len(args.inputs)}")
         answers = _answers(engine, task, prepare(inputs), tokenizer, args)
         results += [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
+        if not args.json:
+            print("\n".join(map(_line_of, results[-len(inputs) :])), flush=True)
         assert engine.last_trace is not None
         traces.append(engine.last_trace.to_json())
         summaries.append(engine.last_trace.summary())
@@ -129,7 +146,7 @@ def _answers(
         return [{"text": text} for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
     output = engine(**{name: tensor for name, tensor in batch.items() if engine.accepts(name)})
     if task == "classify":
-        return answers.classify(output["logits"], engine.config.id2label, args.top)
+        return answers.classify(output["logits"], engine.config, args.top)
     if task == "fill-mask":
         return answers.fill_mask(output["logits"], batch["input_ids"], tokenizer, args.top)
     return answers.embed(output, batch.get("attention_mask"))
@@ -141,9 +158,9 @@ def _batches(inputs: list[str], size: int) -> Iterator[tuple[int, list[str]]]:
         yield start + len(chunk), chunk
 
 
-def _as_text(document: dict[str, Any]) -> str:
-    lines = [_line_of(result) for result in document["results"]]
-    return "\n".join([*lines, "", document["summary"]])
+def _needs_single(engine: Engine, task: str) -> bool:
+    """Whether texts cannot share a batch: a causal classifier finds each text's last token by the padding id."""
+    return task == "classify" and engine.spec.is_causal and engine.config.pad_token_id is None
 
 
 def _line_of(result: dict[str, Any]) -> str:
@@ -159,7 +176,10 @@ def _line_of(result: dict[str, Any]) -> str:
 
 
 def _labels(labels: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{label['label']} {label['score']:.1%}" for label in labels)
+    return ", ".join(
+        f"{label['label']} {label['score']:.1%}" if "score" in label else f"{label['label']} {label['value']:.4g}"
+        for label in labels
+    )
 
 
 def _name(given: str) -> str:

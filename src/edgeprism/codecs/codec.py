@@ -69,7 +69,8 @@ class PartitionCodec(Codec):
         own = torch.arange(start, start + self._num_tokens, dtype=torch.float32)[None]
         if self._means is None:
             return own
-        return self._means.reduce(own.expand(self._means.counts.shape[0], -1)[..., None])[..., 0]
+        counts = self._means.counts
+        return self._means.reduce(own.to(counts.device).expand(counts.shape[0], -1)[..., None])[..., 0]
 
 
 def make_codec(

@@ -11,11 +11,12 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithCrossAttentions,
     SequenceClassifierOutputWithPast,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 
 from edgeprism.errors import InputError
 from edgeprism.models.block import PreNormBlock, Rows
-from edgeprism.models.linear import Linear
+from edgeprism.models.linear import Linear, check_plain, linear
 from edgeprism.models.mlp import Up
 from edgeprism.models.reads import HeadInput, Reads
 from edgeprism.models.text import EVERY_ROW, TextModel
@@ -62,7 +63,7 @@ class Gpt2LM(BareGpt2):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.transformer)
-        self._to_logits = Linear(model.lm_head.weight, model.lm_head.bias)
+        self._to_logits = linear(model.lm_head)
         self.generation_config = model.generation_config
 
     def head(self, joined: HeadInput) -> ModelOutput:
@@ -100,6 +101,8 @@ class Gpt2Classifier(BareGpt2):
 def gpt2_block(layer: Any) -> PreNormBlock:
     """A block of GPT-2. Its Conv1D holds the transpose of a linear layer's weight."""
     attention = layer.attn
+    for conv in (attention.c_attn, attention.c_proj, layer.mlp.c_fc, layer.mlp.c_proj):
+        check_plain(conv, Conv1D)
     weight, bias = attention.c_attn.weight.t(), attention.c_attn.bias
     width = attention.embed_dim
     return PreNormBlock(

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgeprism.errors import InputError
+
 _PACKED_DTYPES = (torch.float32, torch.bfloat16)
 # Largest difference to the plain kernel, relative to the largest output: rounding order differs, nothing else may.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -54,6 +56,8 @@ class ScaledLinear:
 
 def joined(*layers: nn.Linear) -> Linear:
     """One layer that computes several layers of the same input side by side (keys and values)."""
+    for layer in layers:
+        check_plain(layer)
     weights = torch.cat([layer.weight.detach() for layer in layers])
     if all(layer.bias is None for layer in layers):
         return Linear(weights, None)
@@ -63,6 +67,7 @@ def joined(*layers: nn.Linear) -> Linear:
 
 def linear(layer: nn.Linear) -> Linear:
     """The layer as it is, with its weight laid out for this machine."""
+    check_plain(layer)
     return Linear(layer.weight, layer.bias)
 
 
@@ -72,10 +77,20 @@ def scaled_linear(layer: nn.Linear, scale: Float[Tensor, " out"]) -> Linear | Sc
     In float32 the scale is folded into weight and bias. In half precision it stays apart, as in transformers: a folded
     weight would be rounded a second time, which costs more accuracy than the multiplication costs time.
     """
+    check_plain(layer)
     weight, bias, scale = layer.weight.detach(), layer.bias, scale.detach()
     if weight.dtype != torch.float32:
         return ScaledLinear(linear(layer), scale)
     return Linear(weight * scale[:, None], None if bias is None else bias.detach() * scale)
+
+
+def check_plain(layer: nn.Module, kind: type[nn.Module] = nn.Linear) -> None:
+    """InputError when ``layer`` computes anything besides its own weight and bias, which alone are taken over."""
+    if type(layer) is not kind or layer._forward_hooks or layer._forward_pre_hooks:
+        raise InputError(
+            f"a layer of the model is a {type(layer).__name__} or has hooks; a plain {kind.__name__} was expected: "
+            "merge adaptors (LoRA and the like) into the weights, and remove hooks and quantisation first"
+        )
 
 
 @functools.cache

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from edgeprism.errors import ModelFilesError
 from edgeprism.models.registry import ADAPTORS
@@ -16,7 +19,6 @@ from edgeprism.specs.config_json import unsupported
 
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "pytorch_model.pt", "pytorch_model.pth")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def directory_of(source: str) -> Path:
@@ -40,18 +42,31 @@ def load_pretrained(source: str, *, dtype: torch.dtype | None = None) -> PreTrai
     architecture = _architecture(directory)
     _check_weights(directory, architecture)
     try:
-        model, info = getattr(transformers, architecture).from_pretrained(
-            directory,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-        )
+        with no_progress_bar():
+            model, info = getattr(transformers, architecture).from_pretrained(
+                directory,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+            )
     except Exception as exc:  # transformers, safetensors and json each raise their own; all mean that the files are bad
         raise ModelFilesError(f"{directory} cannot be loaded as {architecture}: {_first_line(exc)}") from exc
     _check_complete(model, info, directory)
     return model.eval()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Without the bars that transformers draws while it reads and writes weights, which last a second."""
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
 
 
 def _architecture(directory: Path) -> str:

@@ -24,6 +24,8 @@ from edgeprism.models.block import Block, Rows
 from edgeprism.models.reads import HeadInput, Reads
 from edgeprism.specs.model import ModelSpec
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
@@ -64,6 +66,8 @@ class Model(ABC):
         """``base`` is the transformers model without its head."""
         if base.training:
             raise InputError("the model is in training mode, where dropout is random; call model.eval() first")
+        if base.dtype not in DTYPES.values():
+            raise InputError(f"the model is in {base.dtype}; convert it to one of {', '.join(DTYPES)}")
         self.config: Any = base.config
         self.dtype: torch.dtype = base.dtype
         self.device: torch.device = base.device

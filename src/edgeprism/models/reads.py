@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Part = tuple[Tensor, ...]
+Layout = tuple[torch.dtype, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,17 @@ class Reads:
         if self.mean_range is not None:
             first, last = max(self.mean_range[0], start), min(self.mean_range[1], stop)
             parts.append(x[:, max(0, first - start) : max(0, last - start)].sum(1, dtype=torch.float32))
+        return tuple(parts)
+
+    def layouts(self, start: int, stop: int, batch: int, width: int, dtype: torch.dtype) -> tuple[Layout, ...]:
+        """Dtype and shape of each tensor of the part that ``take`` gives for the partition [start, stop)."""
+        if self.every_row:
+            return ((dtype, (batch, stop - start, width)),)
+        parts: list[Layout] = []
+        if self.owned(start, stop):
+            parts.append((dtype, (batch, len(self.rows[0]), width)))
+        if self.mean_range is not None:
+            parts.append((torch.float32, (batch, width)))
         return tuple(parts)
 
     def join(self, parts: Sequence[Part], bounds: Sequence[tuple[int, int]]) -> HeadInput:

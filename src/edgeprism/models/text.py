@@ -35,6 +35,7 @@ class TextModel(Model):
         ids = given["input_ids"]
         check_ids(ids, self.vocab_size)
         mask = real_tokens(given.get("attention_mask"), ids)
+        mask = None if mask is None else mask.to(self.device)
         positions = given.get("position_ids")
         positions = self.default_positions(ids) if positions is None else _like_ids("position_ids", positions, ids)
         self._check_positions(positions, ids)

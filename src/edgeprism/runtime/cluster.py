@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from edgeprism.errors import PlanError
 from edgeprism.runtime.messages import LoadOrder
 from edgeprism.runtime.worker import Worker
+from edgeprism.specs.plan import check_num_devices
 from edgeprism.wire.memory import MemoryTransport
 from edgeprism.wire.transport import Transport
 
 if TYPE_CHECKING:
     from edgeprism.models.model import Model
-
-MAX_DEVICES = 8
 
 
 class Cluster:
@@ -58,7 +56,7 @@ class Cluster:
     @classmethod
     def in_process(cls, num_devices: int) -> Cluster:
         """Devices that are threads of this process: for tests, and for looking at what a strategy does."""
-        check_count(num_devices)
+        check_num_devices(num_devices)
         mesh = MemoryTransport.mesh(num_devices)
         models: dict[str, Model] = {}
 
@@ -86,7 +84,7 @@ class Cluster:
         """
         from edgeprism.runtime.spawn import spawn_workers
 
-        check_count(num_devices)
+        check_num_devices(num_devices)
         return spawn_workers(num_devices, share_cores=share_cores)
 
     def close(self) -> None:
@@ -104,9 +102,3 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def check_count(num_devices: int) -> None:
-    """PlanError unless a cluster may have that many devices."""
-    if not 1 <= num_devices <= MAX_DEVICES:
-        raise PlanError(f"a cluster has 1 to {MAX_DEVICES} devices, not {num_devices}")

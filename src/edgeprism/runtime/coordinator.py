@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from edgeprism.errors import PeerError
+from edgeprism.errors import PeerError, PeerTimeout
 from edgeprism.models.model import Model, Tokens
 from edgeprism.runtime.job import JobRun, Results
 from edgeprism.runtime.membership import Membership
@@ -23,6 +23,7 @@ from edgeprism.runtime.messages import Job, LoadOrder
 from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.runtime.trace import DeviceTrace, Trace
+from edgeprism.specs.cost import Cost
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.greedy import GreedySettings
 from edgeprism.strategies.meter import Meter
@@ -30,11 +31,12 @@ from edgeprism.strategies.registry import load_cost
 from edgeprism.strategies.replica.forward import batch_of, merge, samples_of
 from edgeprism.strategies.replica.partition import sample_bounds
 from edgeprism.strategies.sequence.partition import token_bounds
-from edgeprism.strategies.staging import Staging
+from edgeprism.strategies.staging import Layout, Staging
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
 
 RESULT_GRACE_S = 0.5  # workers give up first, so that their word on who failed arrives
+NEW_SPEED_WEIGHT = 0.3  # of what a request tells about a device's speed, against what was known
 
 Emit = Callable[[Tensor], None]
 
@@ -68,6 +70,7 @@ class Coordinator:
         self._members = Membership(transport)
         self._members.macs_per_s[0] = measure_speed(model)
         self._request_number = 0
+        self._running: Request | None = None
 
     def load_workers(self, order: LoadOrder) -> None:
         """Has every worker load the model; those that cannot are left out, with a warning."""
@@ -85,14 +88,15 @@ class Coordinator:
     def forward(self, inputs: dict[str, Any], plan: Plan) -> Outcome:
         """One forward pass. A device that fails is named in the trace; the output is right all the same."""
         started_s = time.monotonic()
-        plan = self._feasible(plan)
+        plan, left_out = self._feasible(plan)
         if plan.strategy == "local":
-            return self._local(inputs, started_s)
+            return self._local(inputs, started_s, left_out=left_out)
         run = self._sequence if plan.strategy == "sequence" else self._replica
         try:
-            return run(inputs, plan, started_s)
+            output, trace = run(inputs, plan, started_s)
+            return Outcome(output, replace(trace, left_out=left_out))
         except PeerError as exc:
-            return self._local(inputs, started_s, self._members.recover(exc, range(plan.num_devices)))
+            return self._local(inputs, started_s, failures=self._recover(exc, plan), left_out=left_out)
         except BaseException:
             self._members.new_epoch()  # others may be waiting for us
             raise
@@ -100,40 +104,61 @@ class Coordinator:
     def generate(self, tokens: Tokens, plan: Plan, settings: GreedySettings, emit: Emit) -> Trace:
         """Prefill by ``plan``, then greedy decoding on the last partition's device; ``emit`` gets each step's ids.
 
-        Raises PeerError, which names the devices, when one fails: what was emitted until then is right, and the caller
-        goes on from there.
+        When a device fails, the trace's ``failures`` say so: what was emitted until then is right, and the caller goes
+        on from there.
         """
         started_s = time.monotonic()
-        plan = self._feasible(plan)
+        plan, left_out = self._feasible(plan)
         request = self._token_request(tokens, plan, settings)
         try:
             run = self._hand_out(request, started_s)
             if request.job.devices[0] == 0:
                 run.run(request.tensors_of(0), emit)
             last = request.job.devices[-1]
-            _, traces = self._collect(request, {} if last == 0 else {last: self._follow(request, last, emit)})
+            have = {} if last == 0 else {last: self._follow(request, last, emit)}
+            _, traces = self._collect(request, time.monotonic() + request.job.timeout_s + RESULT_GRACE_S, have)
         except PeerError as exc:
-            failures = self._members.recover(exc, range(plan.num_devices))
-            raise PeerError("; ".join(failures), exc.peers) from exc
+            trace = self._trace(request, started_s, ())
+            return replace(trace, failures=self._recover(exc, plan), left_out=left_out)
         except BaseException:
             self._members.new_epoch()
             raise
-        return self._trace(request, started_s, (run.trace(), *traces))
+        return replace(self._trace(request, started_s, (run.trace(), *traces)), left_out=left_out)
 
     def close(self) -> None:
         """Tells the workers that this coordinator has ended."""
         self._members.close()
 
-    def _feasible(self, plan: Plan) -> Plan:
-        """The plan over the devices that are ready: the shares of the others go to those, in proportion."""
+    def _feasible(self, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
+        """The plan over the devices that are ready: the shares of the others go to those, in proportion. And which
+        others there are, and why they are left out."""
+        if plan.strategy == "local":
+            return plan, ()
         ready = self.ready()
         shares = [share if device in ready else 0.0 for device, share in enumerate(plan.shares)]
+        left_out: tuple[str, ...] = ()
+        if shares != list(plan.shares):
+            absent = self._members.absent()
+            left_out = tuple(f"device {p}: {why}" for p, why in absent.items() if p < len(shares) and plan.shares[p])
         total = sum(shares)
-        if plan.strategy == "local" or sum(share > 0 for share in shares) < 2:
-            return Plan.local()
-        return Plan(strategy=plan.strategy, shares=tuple(share / total for share in shares), codec=plan.codec)
+        if sum(share > 0 for share in shares) < 2:
+            return Plan.local(), left_out
+        return Plan(strategy=plan.strategy, shares=tuple(share / total for share in shares), codec=plan.codec), left_out
 
-    def _local(self, inputs: dict[str, Any], started_s: float, failures: tuple[str, ...] = ()) -> Outcome:
+    def _recover(self, exc: PeerError, plan: Plan) -> tuple[str, ...]:
+        """After a failure: the devices are told to drop the request. Says in words what happened."""
+        if isinstance(exc, PeerTimeout) and self._running is not None:
+            self._patience.learn_timeout(self._running.kind, self._running.job.timeout_s)
+        return self._members.recover(exc, range(plan.num_devices))
+
+    def _local(
+        self,
+        inputs: dict[str, Any],
+        started_s: float,
+        *,
+        failures: tuple[str, ...] = (),
+        left_out: tuple[str, ...] = (),
+    ) -> Outcome:
         batch = batch_of(inputs)
         job = Job(kind="replica", tensors=(), timeout_s=0.0, devices=(0,), bounds=((0, batch),))
         self._transport.take_stats()
@@ -143,7 +168,7 @@ class Coordinator:
         plan, num_tokens = Plan.local(), self._model.num_tokens(inputs)
         trace = Trace(
             plan=plan, dtype=self._dtype, batch=batch, num_tokens=num_tokens, total_s=time.monotonic() - started_s,
-            devices=(run.trace(),), failures=failures,
+            devices=(run.trace(),), failures=failures, left_out=left_out,
         )  # fmt: skip
         return Outcome(output, trace)
 
@@ -152,7 +177,12 @@ class Coordinator:
         request = self._token_request(tokens, plan, None)
         run = self._hand_out(request, started_s)
         mine = [run.run(request.tensors_of(0), _ignore)] if request.job.devices[0] == 0 else []
-        others, traces = self._collect(request)
+        frames, traces = self._collect(request, run.deadline)
+        others = [
+            Results.of_parts(frames[device], self._staging, self._part_layouts(request, index))
+            for index, device in enumerate(request.job.devices)
+            if device != 0
+        ]
         joined = tokens.reads.join([results.tensors for results in (*mine, *others)], request.job.bounds)
         output = self._model.head(joined)
         return Outcome(output, self._trace(request, started_s, (run.trace(), *traces)))
@@ -161,7 +191,12 @@ class Coordinator:
         request = self._sample_request(inputs, plan)
         run = self._hand_out(request, started_s)
         mine = [run.run(request.tensors_of(0), _ignore)] if request.job.devices[0] == 0 else []
-        others, traces = self._collect(request)
+        frames, traces = self._collect(request, run.deadline)
+        others = [
+            Results.of_samples(frames[device], self._staging, stop - start)
+            for device, (start, stop) in zip(request.job.devices, request.job.bounds, strict=True)
+            if device != 0
+        ]
         output = merge([results.named() for results in (*mine, *others)], self._model.output)
         return Outcome(output, self._trace(request, started_s, (run.trace(), *traces)))
 
@@ -221,7 +256,11 @@ class Coordinator:
         self._request_number += 1
         self._transport.take_stats()
         epoch, number, job = self._members.epoch, self._request_number, request.job
-        run = JobRun(self._model, job, self._transport, self._staging, epoch=epoch, request=number, started_s=started_s)
+        run = JobRun(
+            self._model, job, self._transport, self._staging, epoch=epoch, request=number, started_s=started_s,
+            grace_s=RESULT_GRACE_S,
+        )  # fmt: skip
+        self._running = request
         meta = job.to_json()
         for index, device in enumerate(job.devices):
             if device != 0:
@@ -241,17 +280,19 @@ class Coordinator:
             emit(ids)
 
     def _collect(
-        self, request: Request, have: Mapping[int, Frame] | None = None
-    ) -> tuple[list[Results], list[DeviceTrace]]:
-        """What the other devices computed, in the order of their parts; ``have`` has come already."""
+        self, request: Request, deadline: float, have: Mapping[int, Frame] | None = None
+    ) -> tuple[dict[int, Frame], list[DeviceTrace]]:
+        """The RESULT frames of the other devices, and their traces; ``have`` has come already."""
         others = [device for device in request.job.devices if device != 0]
         missing = [device for device in others if device not in (have or {})]
-        deadline = time.monotonic() + request.job.timeout_s + RESULT_GRACE_S
         frames = {**self._wait((Kind.RESULT,), missing, deadline), **(have or {})}
-        return (
-            [Results.of(frames[device], self._staging) for device in others],
-            [Results.trace_of(frames[device]) for device in others],
-        )
+        return frames, [Results.trace_of(frames[device]) for device in others]
+
+    def _part_layouts(self, request: Request, index: int) -> tuple[Layout, ...]:
+        """What the device at ``index`` owes of what the head reads."""
+        job = request.job
+        assert job.reads is not None
+        return job.reads.layouts(*job.bounds[index], request.batch, self._model.config.hidden_size, self._model.dtype)
 
     def _wait(self, kinds: tuple[Kind, ...], devices: Sequence[int], deadline: float) -> dict[int, Frame]:
         return self._transport.wait_control(
@@ -260,10 +301,7 @@ class Coordinator:
 
     def _timeout_s(self, kind: Hashable, plan: Plan, batch: int, num_tokens: int) -> float:
         """How long to wait for others: what the request was counted to take, or was seen to."""
-        element_bytes = self._model.dtype.itemsize
-        cost = load_cost(plan.strategy)(
-            self._model.spec, plan, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes
-        )
+        cost = self._cost(plan, batch, num_tokens)
         compute_s = cost.busiest.macs / min(speed for speed in self.speeds() if speed)
         num_bytes = sum(device.bytes_sent for device in cost.devices)
         return self._patience.timeout_s(kind, compute_s=compute_s, num_bytes=num_bytes)
@@ -279,7 +317,23 @@ class Coordinator:
         )
         if request.job.greedy is None:
             self._patience.learn(request.kind, trace.total_s)
+        if request.plan.strategy == "replica":
+            self._learn_speeds(trace)
         return trace
+
+    def _learn_speeds(self, trace: Trace) -> None:
+        """Speeds as seen at work: whole samples on every device, so the figures can be compared."""
+        cost, speeds = self._cost(trace.plan, trace.batch, trace.num_tokens), self._members.macs_per_s
+        for device in trace.devices:
+            if device.compute_s > 0 and device.device in speeds:
+                seen = cost.devices[device.device].macs / device.compute_s
+                speeds[device.device] += NEW_SPEED_WEIGHT * (seen - speeds[device.device])
+
+    def _cost(self, plan: Plan, batch: int, num_tokens: int) -> Cost:
+        element_bytes = self._model.dtype.itemsize
+        return load_cost(plan.strategy)(
+            self._model.spec, plan, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes
+        )
 
     @property
     def _dtype(self) -> str:

@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from edgeprism.errors import PlanError
+from edgeprism.specs.plan import check_num_devices
 
 
 def available_cores() -> tuple[int, ...]:
@@ -21,6 +20,7 @@ def available_cores() -> tuple[int, ...]:
 def divide_cores(num_devices: int, *, share: bool = False) -> tuple[tuple[int, ...], ...]:
     """Disjoint, equal sets of cores, the coordinator's first. PlanError when there are fewer cores than devices, unless
     they may ``share`` (then device i gets core i modulo their number)."""
+    check_num_devices(num_devices)
     cores = available_cores()
     if num_devices > len(cores):
         if not share:
@@ -42,6 +42,8 @@ def on_cores(cores: tuple[int, ...] | None) -> Iterator[None]:
     if cores is None:
         yield
         return
+    import torch
+
     num_threads, affinity = torch.get_num_threads(), available_cores()
     _set(cores, len(cores))
     try:
@@ -53,5 +55,7 @@ def on_cores(cores: tuple[int, ...] | None) -> Iterator[None]:
 def _set(cores: tuple[int, ...], num_threads: int) -> None:
     if hasattr(os, "sched_setaffinity") and cores != available_cores():
         os.sched_setaffinity(0, cores)
+    import torch
+
     if torch.get_num_threads() != num_threads:
         torch.set_num_threads(num_threads)

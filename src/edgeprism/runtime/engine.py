@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from edgeprism.errors import InputError, PeerError, PlanError
+from edgeprism.errors import InputError, PlanError
 from edgeprism.models.gpt2 import Gpt2LM
-from edgeprism.models.load import DTYPES, directory_of, load_pretrained
-from edgeprism.models.model import Model
+from edgeprism.models.load import directory_of, load_pretrained, no_progress_bar
+from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
 from edgeprism.models.text import check_ids
 from edgeprism.runtime.cluster import Cluster
@@ -181,12 +181,11 @@ class Engine:
         steps: list[Tensor] = []
         while (rest := settings.after(steps)) is not None:
             tokens = prompt_tokens(model, ids, mask, steps, rest.max_new_tokens)
-            try:
-                trace = self._coordinator.generate(tokens, plan, rest, steps.append)
-            except PeerError as exc:
-                plan, failures = Plan.local(), (*failures, str(exc))
-            else:
-                self.last_trace = self._noted(replace(trace, failures=failures))
+            trace = self._coordinator.generate(tokens, plan, rest, lambda step: steps.append(step.to(ids.device)))
+            failures += trace.failures
+            self.last_trace = self._noted(replace(trace, failures=failures))
+            if trace.failures:
+                plan = Plan.local()
         return torch.cat([ids, *(step[:, None] for step in steps)], dim=1)
 
     def _actual_plan(self) -> Plan:
@@ -229,7 +228,8 @@ class Engine:
         if self._cluster.num_devices == 1:
             return ""
         self._folder = tempfile.TemporaryDirectory(prefix="edgeprism-")
-        model.save_pretrained(self._folder.name)
+        with no_progress_bar():
+            model.save_pretrained(self._folder.name)
         return self._folder.name
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from edgeprism.strategies.greedy import GreedyDecoder
 from edgeprism.strategies.meter import Meter
 from edgeprism.strategies.replica.forward import run_samples
 from edgeprism.strategies.sequence.forward import SequenceForward, Work
-from edgeprism.strategies.staging import Staging
+from edgeprism.strategies.staging import Layout, Staging
 from edgeprism.wire.frame import Frame
 from edgeprism.wire.transport import Transport
 
@@ -31,24 +32,51 @@ class Results:
     tensors: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, frame: Frame, staging: Staging) -> Results:
-        """The results that a RESULT frame holds."""
+    def of_parts(cls, frame: Frame, staging: Staging, expected: Sequence[Layout]) -> Results:
+        """The parts of what the head reads that a RESULT frame holds; PeerFault unless they are as ``expected``."""
+        return cls(names=(), tensors=staging.from_wire(frame, Meter(), expected))
+
+    @classmethod
+    def of_samples(cls, frame: Frame, staging: Staging, num_samples: int) -> Results:
+        """The fields of an output that a RESULT frame holds, for ``num_samples`` samples each; else PeerFault."""
         names = frame.info.get("names")
-        if not isinstance(names, list) or len(names) not in (0, len(frame.arrays)):
+        tensors = staging.from_wire(frame, Meter())
+        if not isinstance(names, list) or not names or len(names) != len(tensors):
             raise PeerFault(f"device {frame.sender} sent results that do not fit their names", (frame.sender,))
-        return cls(names=tuple(map(str, names)), tensors=staging.from_wire(frame, Meter()))
+        results = cls(names=tuple(map(str, names)), tensors=tensors)
+        counts = Counter[str]()
+        for name, tensor in zip(results.names, tensors, strict=True):
+            counts[name] += tensor.shape[0] if tensor.ndim else 0
+        if set(counts.values()) != {num_samples}:
+            message = f"device {frame.sender} sent results for {dict(counts)} samples, and had {num_samples}"
+            raise PeerFault(message, (frame.sender,))
+        return results
 
     @staticmethod
     def trace_of(frame: Frame) -> DeviceTrace:
-        """The trace that a RESULT frame holds."""
+        """The trace that a RESULT frame holds, the frame's own bytes added to what its device sent."""
         try:
-            return DeviceTrace(**frame.info["trace"])
+            trace = DeviceTrace(**frame.info["trace"])
+            return replace(trace, bytes_sent=trace.bytes_sent + frame.num_bytes)
         except (KeyError, TypeError) as exc:
             raise PeerFault(f"device {frame.sender} sent a trace that cannot be read: {exc}", (frame.sender,)) from exc
 
+    def in_pieces(self, max_bytes: int) -> Results:
+        """The same with named tensors of more than ``max_bytes`` cut along their samples, so that each fits a frame."""
+        pieces: list[tuple[str, Tensor]] = []
+        if not self.names:
+            return self
+        for name, tensor in zip(self.names, self.tensors, strict=True):
+            samples_a_piece = max(1, max_bytes * tensor.shape[0] // max(1, tensor.nbytes))
+            pieces += [(name, piece) for piece in tensor.split(samples_a_piece)]
+        return Results(names=tuple(name for name, _ in pieces), tensors=tuple(piece for _, piece in pieces))
+
     def named(self) -> dict[str, Tensor]:
         """The fields of an output."""
-        return dict(zip(self.names, self.tensors, strict=True))
+        fields: dict[str, list[Tensor]] = {}
+        for name, tensor in zip(self.names, self.tensors, strict=True):
+            fields.setdefault(name, []).append(tensor)
+        return {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces) for name, pieces in fields.items()}
 
 
 class JobRun:
@@ -64,16 +92,18 @@ class JobRun:
         epoch: int,
         request: int,
         started_s: float | None = None,
+        grace_s: float = 0.0,
     ) -> None:
         self._model, self._job, self._transport, self._staging = model, job, transport, staging
         self._epoch, self._request = epoch, request
         self._started_s = time.monotonic() if started_s is None else started_s
+        self._grace_s = grace_s
         self.meter = Meter()
 
     @property
     def deadline(self) -> float:
         """In seconds of time.monotonic."""
-        return self._started_s + self._job.timeout_s
+        return self._started_s + self._job.timeout_s + self._grace_s
 
     def run(self, tensors: dict[str, Tensor], emit: Callable[[Tensor], None]) -> Results:
         """A part of what the head reads, or outputs of the own samples. ``emit`` gets tokens as they are decoded."""

@@ -1,9 +1,9 @@
-"""Which devices can be used right now: epochs, readiness, and what is done when one fails.
+"""Which devices can be used right now: epochs, readiness, models, and what is done when one fails.
 
-A device is *ready* when it holds the model and has answered the newest epoch. Whenever something goes wrong the
-coordinator announces a new epoch: everyone drops what it was doing and says READY, and which others it has a link with.
-Who does not is left out until it does, so a device that was stopped or cut off comes back by itself; and devices that
-cannot reach each other are not used together.
+A device is *ready* when it has answered the newest epoch, holds the model, and has a link with every other that is
+used. Whenever something goes wrong the coordinator announces a new epoch: everyone drops what it was doing and says
+READY, and which others it has a link with. Who does not is left out until it does; who lacks the model is asked to load
+it. So a device that was stopped, cut off or late comes back by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Collection
 
-from edgeprism.errors import PeerError
+from edgeprism.errors import PeerError, PeerFault, PeerTimeout
 from edgeprism.runtime.messages import LoadOrder, linked_ranks
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
@@ -23,7 +23,9 @@ LOAD_TIMEOUT_S = 600.0
 JOIN_TIMEOUT_S = 30.0
 READY_TIMEOUT_S = 0.25  # an idle or waiting worker answers within milliseconds, one in a block when that block ends
 TELL_AGAIN_S = 0.5
-RETRY_FAULT_S = 5.0  # a device that failed, and yet answers, is left out for this long
+RETRY_S = 5.0  # a device that failed is left out for this long, even if it answers
+RETRY_LOAD_S = 30.0  # one that could not load the model
+SILENT = "it does not answer"
 
 
 class Membership:
@@ -35,38 +37,42 @@ class Membership:
         self._told_at: dict[int, float] = {}  # when the newest epoch was last sent to a device
         self._answered: set[int] = set()
         self._links: dict[int, frozenset[int]] = {}  # what each device that answered has a link with
+        self._order: LoadOrder | None = None
+        self._order_number = 0
+        self._asked: dict[int, int] = {}  # the epoch in which a device was last asked to load the model
         self._holds_model: set[int] = set()
-        self._left_out_until: dict[int, float] = {}
+        self._left_out: dict[int, tuple[float, str]] = {}  # until when, and why
         self.epoch = transport.epoch
         self.macs_per_s: dict[int, float] = {}
 
     def load(self, order: LoadOrder) -> None:
-        """Has all workers load the model at the same time; one that cannot is left out, with a warning."""
+        """Has all workers load the model at the same time; one that cannot is left out for now, with a warning."""
         self.new_epoch()
+        self._order, self._order_number = order, self.epoch
         self._await_answers(self._peers, JOIN_TIMEOUT_S)
-        for silent in sorted(self._peers - self._answered):
-            log.warning("device %d is left out: %s", silent, self._transport.lost().get(silent, "it does not answer"))
-        asked = [peer for peer in sorted(self._answered) if self._order(peer, order)]
+        self._ask_to_load()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
-        for peer in asked:
-            try:
-                loaded = self._transport.wait_control((Kind.LOADED,), (peer,), deadline, epoch=self.epoch)[peer]
-            except PeerError as exc:
-                log.warning("device %d is left out: %s", peer, exc)
-                continue
-            self.macs_per_s[peer] = max(1.0, float(loaded.info.get("macs_per_s", 0.0)))
-            self._holds_model.add(peer)
+        while self._loading() - self._transport.lost().keys() and time.monotonic() < deadline:
+            self._take_answers(0.05)
+        for peer, reason in self.absent().items():
+            log.warning("device %d is left out for now: %s", peer, reason)
 
     def ready(self) -> tuple[int, ...]:
         """The devices that can be used now, the coordinator first."""
         self._answered -= self._transport.lost().keys()  # who comes back has to answer again
         self._tell_new_epoch()
         self._take_answers(0.0)
+        self._ask_to_load()
         now = time.monotonic()
-        usable = {peer for peer in self._answered & self._holds_model if self._left_out_until.get(peer, 0.0) <= now}
+        usable = {peer for peer in self._answered & self._holds_model if not self._is_left_out(peer, now)}
         while unlinked := {peer: count for peer in usable if (count := len(self._unlinked(peer, usable)))}:
             usable.remove(max(unlinked, key=lambda peer: (unlinked[peer], peer)))
         return (0, *sorted(usable))
+
+    def absent(self) -> dict[int, str]:
+        """The devices that cannot be used now, and why."""
+        ready, lost, now = self.ready(), self._transport.lost(), time.monotonic()
+        return {peer: self._why(peer, ready, lost, now) for peer in sorted(self._peers - set(ready))}
 
     def new_epoch(self) -> None:
         """Everyone drops what it is doing; nobody is ready until it has answered."""
@@ -77,16 +83,21 @@ class Membership:
         self._tell_new_epoch()
 
     def recover(self, exc: PeerError, devices: Collection[int]) -> tuple[str, ...]:
-        """After a failure among ``devices``: a new epoch, and who is to blame, in words. Takes 0.25 s at most."""
+        """After a failure among ``devices``: a new epoch, and those to blame are left out. Says in words what happened.
+        Takes 0.25 s at most."""
         lost = self._transport.lost()
         self.new_epoch()
         workers = set(devices) - {0}
         self._await_answers(workers - lost.keys(), READY_TIMEOUT_S)
         silent = workers - self._answered
-        if not silent:
-            for peer in exc.peers:
-                self._left_out_until[peer] = time.monotonic() + RETRY_FAULT_S
-        failures = [f"device {peer}: {lost.get(peer, 'it does not answer')}" for peer in sorted(silent)] or [str(exc)]
+        blamed = workers & set(exc.peers)
+        if isinstance(exc, PeerTimeout) and blamed & silent:
+            blamed &= silent  # the others sent nothing because they waited, too
+        failures = [] if isinstance(exc, PeerFault) else [f"device {p}: {lost.get(p, SILENT)}" for p in blamed & silent]
+        failures = sorted(failures) or [str(exc)]
+        failures += [f"device {peer}: {lost[peer]}" for peer in sorted(lost.keys() & workers - blamed)]
+        until = time.monotonic() + RETRY_S
+        self._left_out.update(dict.fromkeys(blamed, (until, "it failed a moment ago")))
         for failure in failures:
             log.warning("%s; the request goes on without it", failure)
         return tuple(failures)
@@ -99,13 +110,7 @@ class Membership:
             except PeerError:
                 continue  # it is gone already
 
-    def _order(self, peer: int, order: LoadOrder) -> bool:
-        try:
-            self._transport.send(peer, Kind.LOAD, epoch=self.epoch, meta=order.to_json())
-        except PeerError as exc:
-            log.warning("device %d is left out: %s", peer, exc)
-            return False
-        return True
+    # Saying
 
     def _tell_new_epoch(self) -> None:
         """Tells those who have not answered, again and again: they may have been away, or their answer may be lost.
@@ -121,6 +126,23 @@ class Membership:
                 self._told_at[peer] = now
             except PeerError:
                 continue  # it has just gone
+
+    def _ask_to_load(self) -> None:
+        """Asks those who lack the model. One that answered a newer epoch than it was asked in has dropped the order."""
+        if self._order is None:
+            return
+        now = time.monotonic()
+        for peer in sorted(self._answered - self._holds_model - self._loading()):
+            if self._is_left_out(peer, now):
+                continue
+            try:
+                meta = self._order.to_json()
+                self._transport.send(peer, Kind.LOAD, epoch=self.epoch, request=self._order_number, meta=meta)
+                self._asked[peer] = self.epoch
+            except PeerError:
+                continue  # it has just gone
+
+    # Hearing
 
     def _await_answers(self, peers: Collection[int], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -138,11 +160,27 @@ class Membership:
             frame = self._transport.receive(0.0)
 
     def _take_answer(self, frame: Frame) -> None:
+        peer = frame.sender
         if frame.kind is Kind.READY and frame.epoch == self.epoch:
-            if frame.sender not in self._answered:
-                log.info("device %d is ready", frame.sender)
-            self._answered.add(frame.sender)
-            self._links[frame.sender] = linked_ranks(frame)
+            self._answered.add(peer)
+            self._links[peer] = linked_ranks(frame)
+        elif frame.request == self._order_number and frame.kind is Kind.LOADED:
+            self.macs_per_s[peer] = max(1.0, float(frame.info.get("macs_per_s", 0.0)))
+            self._holds_model.add(peer)
+            log.info("device %d holds the model", peer)
+        elif frame.request == self._order_number and frame.kind is Kind.FAULT and peer in self._loading():
+            del self._asked[peer]
+            reason = f"it could not load the model: {frame.info.get('message', 'no reason given')}"
+            self._left_out[peer] = (time.monotonic() + RETRY_LOAD_S, reason)
+
+    # Knowing
+
+    def _loading(self) -> set[int]:
+        """The devices that were asked to load the model and have not said how it went."""
+        return {peer for peer, epoch in self._asked.items() if epoch == self.epoch} - self._holds_model
+
+    def _is_left_out(self, peer: int, now: float) -> bool:
+        return peer in self._left_out and self._left_out[peer][0] > now
 
     def _unlinked(self, peer: int, others: Collection[int]) -> set[int]:
         """Those of ``others`` that ``peer`` has no link with, as either of the two sees it."""
@@ -151,3 +189,15 @@ class Membership:
             for other in others
             if other != peer and not (other in self._links[peer] and peer in self._links[other])
         }
+
+    def _why(self, peer: int, ready: Collection[int], lost: dict[int, str], now: float) -> str:
+        if peer in lost:
+            return lost[peer]
+        if self._is_left_out(peer, now):
+            return self._left_out[peer][1]
+        if peer not in self._answered:
+            return SILENT
+        if peer not in self._holds_model:
+            return "it does not hold the model yet"
+        unlinked = self._unlinked(peer, self._answered & set(ready))
+        return f"it has no link with device {', '.join(map(str, sorted(unlinked)))}"

@@ -1,7 +1,8 @@
 """What coordinator and workers say to each other: the JSON part of control frames, checked on arrival.
 
-LOAD     path or key of a model, dtype, accelerator     -> LOADED (speed) or FAULT
+LOAD     path or key of a model, dtype, accelerator     -> LOADED (speed) or FAULT, with the order's number
 REQUEST  a Job, with tensors                            -> RESULT (a DeviceTrace, tensors), TOKEN..., or FAULT
+FAULT    message; blamed: the devices that failed the sender; cause: timeout, lost, input or nothing
 EPOCH    the epoch, in the header; drop all older work  -> READY (links: the devices that it is connected with)
 CLOSE    end
 """

@@ -7,6 +7,8 @@ from collections.abc import Hashable
 # A wait ends after FACTOR times the expected time, but not before FLOOR_S: short requests jitter.
 FACTOR = 3.0
 FLOOR_S = 2.0
+# What a request is expected to take at most, once others of its kind were given up.
+MAX_LEARNT_S = 60.0
 # Assumed of a link until a request of the same kind has been timed: 20 Mbit/s.
 ASSUMED_LINK_BYTES_PER_S = 2.5e6
 
@@ -26,3 +28,8 @@ class Patience:
         """Takes in how long an undisturbed request took: slower counts at once, faster bit by bit."""
         before = self._observed_s.get(kind, seconds)
         self._observed_s[kind] = max(seconds, 0.9 * before + 0.1 * seconds)
+
+    def learn_timeout(self, kind: Hashable, timeout_s: float) -> None:
+        """Takes in that a request was given up after ``timeout_s``: perhaps it takes longer, so the next such one gets
+        twice as long."""
+        self._observed_s[kind] = max(self._observed_s.get(kind, 0.0), min(2 * timeout_s / FACTOR, MAX_LEARNT_S))

@@ -31,10 +31,12 @@ def main() -> None:
 
 
 def _serve(transport: ZmqTransport, num_threads: int) -> None:
+    parent = os.getppid()  # standard input may stay open when the parent dies: children that it forked hold it, too
+
     import torch  # only now: the coordinator connects while this takes its seconds
 
-    from edgeprism.models.load import DTYPES, load_pretrained
-    from edgeprism.models.model import Model
+    from edgeprism.models.load import load_pretrained
+    from edgeprism.models.model import DTYPES, Model
     from edgeprism.models.registry import adapt
     from edgeprism.runtime.messages import LoadOrder
     from edgeprism.runtime.worker import Worker
@@ -45,7 +47,7 @@ def _serve(transport: ZmqTransport, num_threads: int) -> None:
         model = load_pretrained(order.model, dtype=DTYPES[order.dtype])
         return adapt(model.to(torch.device(order.device)))  # type: ignore[arg-type]
 
-    Worker(transport, load).serve()
+    Worker(transport, load, is_orphan=lambda: os.getppid() != parent).serve()
 
 
 def _read_line() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from edgeprism.specs.cost import block_macs
 from edgeprism.specs.model import ModelSpec
 
 _NUM_ROWS = 64
-_NUM_RUNS = 3
+_MIN_RUNS, _MIN_S = 3, 0.1
 
 
 def measure_speed(model: Model) -> float:
@@ -23,13 +23,15 @@ def measure_speed(model: Model) -> float:
     positions = torch.arange(_NUM_ROWS)[None]
     fastest_s = float("inf")
     with torch.no_grad():
-        for _ in range(1 + _NUM_RUNS):  # the first one warms up
+        began, num_runs = time.perf_counter(), 0
+        while num_runs < _MIN_RUNS or time.perf_counter() - began < _MIN_S:  # the first ones warm up
             start = time.perf_counter()
             y = block.attention_input(x)
             keys, values = block.keys_values(y, positions)
             rows = block.attention_output(x, attend(block.queries(y, positions), keys, values, None, block.scale))
             float(block.mlp_down(rows, block.mlp_up(rows)).sum())  # reading a number waits for an accelerator
             fastest_s = min(fastest_s, time.perf_counter() - start)
+            num_runs += 1
     return macs_of_block(spec) / fastest_s
 
 

@@ -41,6 +41,8 @@ class Trace:
     devices: tuple[DeviceTrace, ...]
     failures: tuple[str, ...] = ()
     """Devices that failed during the request, and why; it was then finished by the coordinator."""
+    left_out: tuple[str, ...] = ()
+    """Devices of the plan that could not be used when the request began, and why."""
     note: str = ""
 
     @property
@@ -64,5 +66,6 @@ class Trace:
             times = f"{d.compute_s * 1e3:9.1f}{d.codec_s * 1e3:8.1f}{d.staging_s * 1e3:9.1f}"
             times += f"{d.wire_s * 1e3:8.1f}{d.wait_s * 1e3:8.1f}"
             lines.append(f"{d.device:>8}{d.work:>6}{times}{d.bytes_sent / 1e3:10.1f}")
+        lines += [f"left out: {device}" for device in self.left_out]
         lines += [f"failed: {failure}" for failure in self.failures]
         return "\n".join(lines + ([self.note] if self.note else []))

@@ -13,38 +13,43 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from edgeprism.errors import EdgeprismError, FrameError, PeerError, RequestAborted
+from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, PeerLost, PeerTimeout, RequestAborted
 from edgeprism.models.model import Model
 from edgeprism.runtime.job import JobRun
 from edgeprism.runtime.messages import Job, LoadOrder
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
-from edgeprism.wire.transport import Transport
+from edgeprism.wire.transport import COORDINATOR, Transport
 
 log = logging.getLogger(__name__)
 
-COORDINATOR = 0
+ORPHAN_CHECK_S = 5.0
 
 
 class Worker:
-    """Serves one coordinator until it says CLOSE or is gone. ``load`` turns an order into a model."""
+    """Serves one coordinator until it says CLOSE or is gone. ``load`` turns an order into a model.
 
-    def __init__(self, transport: Transport, load: Callable[[LoadOrder], Model]) -> None:
-        self._transport, self._load = transport, load
+    ``is_orphan`` is asked every few seconds whether whoever started this worker is gone.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        load: Callable[[LoadOrder], Model],
+        is_orphan: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._transport, self._load, self._is_orphan = transport, load, is_orphan
         self._model: Model | None = None
         self._staging: Staging | None = None
 
     def serve(self) -> None:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""
         while True:
-            frame = self._transport.receive(None)
+            frame = self._transport.receive(ORPHAN_CHECK_S)
             if frame is None:
-                if self._transport.is_orphan:
+                if self._transport.is_orphan or self._is_orphan():
                     return
-                continue
-            if frame.sender != COORDINATOR:
-                log.warning("device %d sent %s, which only the coordinator may", frame.sender, frame.kind.name)
             elif frame.kind is Kind.CLOSE:
                 return
             else:
@@ -59,7 +64,7 @@ class Worker:
         actions = {Kind.LOAD: self._take_model, Kind.REQUEST: self._take_request}
         action = actions.get(frame.kind)
         if action is None:
-            log.warning("the coordinator sent %s, which is not for a worker", frame.kind.name)
+            log.warning("device %d sent %s, which is not for a worker", frame.sender, frame.kind.name)
             return
         try:
             action(frame)
@@ -81,7 +86,11 @@ class Worker:
     def _report(self, frame: Frame, exc: Exception) -> None:
         blamed = list(exc.peers) if isinstance(exc, PeerError) else []
         text = str(exc) if isinstance(exc, EdgeprismError) else f"{type(exc).__name__}: {exc}"
-        meta = {"message": text[:2000], "blamed": blamed}
+        causes = {PeerTimeout: "timeout", PeerLost: "lost", InputError: "input"}
+        cause = next((name for kind, name in causes.items() if isinstance(exc, kind)), "")
+        if frame.kind is Kind.LOAD:
+            cause = ""  # files that cannot be used are this worker's own trouble
+        meta = {"message": text[:2000], "blamed": blamed, "cause": cause}
         try:
             self._transport.send(COORDINATOR, Kind.FAULT, epoch=frame.epoch, request=frame.request, meta=meta)
         except PeerError:
@@ -103,7 +112,7 @@ class Worker:
         self._transport.take_stats()
         part = JobRun(self._model, job, self._transport, self._staging, epoch=frame.epoch, request=frame.request)
         tensors = dict(zip(job.tensors, self._staging.from_wire(frame, part.meter), strict=True))
-        results = part.run(tensors, self._emit(frame, part))
+        results = part.run(tensors, self._emit(frame, part)).in_pieces(self._transport.limits.max_array_bytes)
         buffers = self._staging.to_wire([tensor.contiguous() for tensor in results.tensors], part.meter)
         meta = {"trace": asdict(part.trace()), "names": list(results.names)}
         self._transport.send(

@@ -94,6 +94,11 @@ class ModelSpec:
         return cls.from_config(config)
 
     @property
+    def generates(self) -> bool:
+        """Whether its head predicts the next token of a text."""
+        return self.architecture.endswith("LMHeadModel")
+
+    @property
     def is_vision(self) -> bool:
         """Whether the input is an image."""
         return self.fixed_tokens is not None

@@ -15,8 +15,8 @@ STRATEGIES = ("local", "replica", "sequence")
 
 SCHEMA_VERSION = 1
 SHARES_TOLERANCE = 1e-6
-MAX_DEVICES = 65_535
-"""A frame names its sender in 16 bits."""
+MAX_DEVICES = 8
+"""Of `replica` and `sequence`: with more, everyone talks to everyone for little gain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,7 @@ class Plan:
     @classmethod
     def even(cls, strategy: str, num_devices: int, codec: CodecSpec = EXACT) -> Plan:
         """The same share for every device."""
-        if not 1 <= num_devices <= MAX_DEVICES:
-            raise PlanError(f"a plan has 1 to {MAX_DEVICES} devices, not {num_devices}")
+        check_num_devices(num_devices)
         return cls(strategy=strategy, shares=(1 / num_devices,) * num_devices, codec=codec)
 
     @property
@@ -84,6 +83,12 @@ class Plan:
         return cls(strategy=strategy, shares=tuple(map(float, shares)), codec=CodecSpec.parse(codec))
 
 
+def check_num_devices(num_devices: int) -> None:
+    """PlanError unless a cluster, or a plan, may have that many devices."""
+    if not 1 <= num_devices <= MAX_DEVICES:
+        raise PlanError(f"a cluster has 1 to {MAX_DEVICES} devices, not {num_devices}")
+
+
 def parse_shares(text: str) -> tuple[float, ...]:
     """Read shares as a command line gives them: ``0.6,0.4``."""
     try:
@@ -102,8 +107,7 @@ def _check_strategy(strategy: str) -> None:
 def _check_shares(shares: tuple[float, ...]) -> None:
     if not isinstance(shares, tuple) or not shares:
         raise PlanError("a plan needs a tuple with one share for each device")
-    if len(shares) > MAX_DEVICES:
-        raise PlanError(f"a plan has 1 to {MAX_DEVICES} devices, not {len(shares)}")
+    check_num_devices(len(shares))
     for index, share in enumerate(shares):
         if not _is_number(share) or not math.isfinite(share):
             raise PlanError(f"the share of device {index} is {share!r}; it must be a number")

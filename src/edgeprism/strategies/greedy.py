@@ -43,7 +43,8 @@ class GreedySettings:
         """What is left when ``steps`` were decoded; None when nothing is."""
         if not steps:
             return self
-        ended = torch.isin(torch.stack(list(steps)), torch.tensor(self.stop_ids)).any(0).tolist()
+        chosen = torch.stack(list(steps))
+        ended = torch.isin(chosen, torch.tensor(self.stop_ids, device=chosen.device)).any(0).tolist()
         if len(steps) == self.max_new_tokens or all(ended):
             return None
         return replace(self, max_new_tokens=self.max_new_tokens - len(steps), ended=tuple(ended))
@@ -72,9 +73,10 @@ def prompt_tokens(
     padding wherever it stands, and then one after the other from the prompt's last position on.
     """
     length = ids.shape[-1] + len(steps)
-    if length + max_new_tokens > model.max_positions:
+    needed = length + max_new_tokens - 1  # the last new token is never read
+    if needed > model.max_positions:
         raise InputError(
-            f"{length} tokens and {max_new_tokens} new ones need {length + max_new_tokens} positions; "
+            f"{length} tokens and {max_new_tokens} new ones need {needed} positions; "
             f"this model has {model.max_positions}"
         )
     mask = real_tokens(mask, ids)
@@ -82,7 +84,7 @@ def prompt_tokens(
     if mask is not None:
         positions = positions.masked_fill(~mask, 0)
         mask = torch.nn.functional.pad(mask, (0, len(steps)), value=True)
-    following = positions[:, -1:] + torch.arange(1, len(steps) + 1)
+    following = positions[:, -1:] + torch.arange(1, len(steps) + 1, device=ids.device)
     tokens = model.tokens(
         {
             "input_ids": torch.cat([ids, *(step[:, None] for step in steps)], dim=1),
@@ -110,7 +112,7 @@ class GreedyDecoder:
     ) -> None:
         self._model, self._settings = model, settings
         self._length = cache[0][0].shape[2]
-        room = self._length + settings.max_new_tokens
+        room = self._length + settings.max_new_tokens - 1
         self._cache = [(_grown(keys, room), _grown(values, room)) for keys, values in cache]
         self._next_position = last_position + 1
         self._bias = None if mask is None else _padding_bias(mask, room, model.dtype)

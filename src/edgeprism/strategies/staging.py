@@ -39,7 +39,7 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._pinned: dict[tuple[int, torch.dtype, tuple[int, ...]], Tensor] = {}
+        self._pinned: dict[int, Tensor] = {}  # by place in the message; each as large as the largest so far
 
     def to_wire(self, tensors: Sequence[Tensor], meter: Meter) -> tuple[Buffer, ...]:
         """Contiguous tensors as buffers. They are good until the next call: transports copy what they send."""
@@ -70,10 +70,9 @@ class Staging:
         return tensors
 
     def _pin(self, index: int, tensor: Tensor) -> Tensor:
-        key = (index, tensor.dtype, tuple(tensor.shape))
-        if key not in self._pinned:
-            self._pinned[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return self._pinned[key]
+        if index not in self._pinned or self._pinned[index].numel() < tensor.nbytes:
+            self._pinned[index] = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
+        return self._pinned[index][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
 
 def _buffer(tensor: Tensor) -> Buffer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,12 +22,24 @@ def task_of(spec: ModelSpec) -> str:
         return "classify"
     if spec.architecture.endswith("MaskedLM"):
         return "fill-mask"
-    return "generate" if spec.architecture.endswith("LMHeadModel") else "embed"
+    return "generate" if spec.generates else "embed"
 
 
-def classify(logits: Float[Tensor, "batch labels"], id2label: Mapping[int, str], top: int) -> list[Answer]:
-    """The ``top`` labels of each sample with their probabilities."""
-    return [{"labels": row} for row in _most_likely(logits, lambda index: id2label[index], top)]
+def classify(logits: Float[Tensor, "batch labels"], config: Any, top: int) -> list[Answer]:
+    """The ``top`` labels of each sample with their scores, by the problem type that the model's config names.
+
+    Probabilities of one label out of several (softmax); of each label by itself where several may hold (sigmoid); the
+    numbers themselves for a regression, which one output stands for when the config names no type.
+    """
+    problem = config.problem_type or ("regression" if logits.shape[-1] == 1 else "single_label_classification")
+    scores, kind = logits.float(), "score"
+    if problem == "regression":
+        kind = "value"
+    elif problem == "multi_label_classification":
+        scores = scores.sigmoid()
+    else:
+        scores = scores.softmax(-1)
+    return [{"labels": row} for row in _largest(scores, lambda index: config.id2label[index], top, kind)]
 
 
 def embed(output: ModelOutput, mask: Tensor | None) -> list[Answer]:
@@ -47,15 +59,16 @@ def fill_mask(logits: Float[Tensor, "batch tokens words"], ids: Tensor, tokenize
         masks = (tokens == tokenizer.mask_token_id).nonzero()[:, 0]
         if not len(masks):
             raise InputError(f"this model fills masks, and a text has none: write {tokenizer.mask_token} in it")
-        answers.append({"masks": _most_likely(row[masks], lambda index: tokenizer.decode([index]).strip(), top)})
+        words = row[masks].float().softmax(-1)
+        answers.append({"masks": _largest(words, lambda index: tokenizer.decode([index]).strip(), top)})
     return answers
 
 
-def _most_likely(
-    logits: Float[Tensor, "rows choices"], name: Callable[[int], str], top: int
+def _largest(
+    scores: Float[Tensor, "rows choices"], name: Callable[[int], str], top: int, kind: str = "score"
 ) -> list[list[dict[str, str | float]]]:
-    scores, indices = logits.float().softmax(-1).topk(min(top, logits.shape[-1]))
+    best, indices = scores.topk(min(top, scores.shape[-1]))
     return [
-        [{"label": name(int(i)), "score": round(float(s), 6)} for s, i in zip(row, index, strict=True)]
-        for row, index in zip(scores, indices, strict=True)
+        [{"label": name(int(i)), kind: round(float(s), 6)} for s, i in zip(row, index, strict=True)]
+        for row, index in zip(best, indices, strict=True)
     ]

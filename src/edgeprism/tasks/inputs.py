@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from edgeprism.errors import InputError, ModelFilesError
 from edgeprism.specs.model import ModelSpec
+from edgeprism.tasks.pictures import read_image
 
 Batch = dict[str, Tensor]
 Prepare = Callable[[Sequence[str]], Batch]
@@ -32,19 +32,6 @@ def load_tokenizer(directory: Path) -> Any:
             f"{directory} has no tokenizer that can be loaded: texts need tokenizer.json, or vocab.txt and its like "
             f"({_first_line(exc)})"
         ) from exc
-
-
-def read_image(path: str) -> Image.Image:
-    """A picture in RGB; InputError names the file that is none."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"no such picture: {path}; this model classifies pictures, so give paths of files") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path} is not a picture in a format that Pillow reads") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as exc:  # a folder, no permission, a file cut off
-        raise InputError(f"{path} cannot be read as a picture: {_first_line(exc)}") from exc
 
 
 def _image_preparer(directory: Path) -> Prepare:
@@ -70,8 +57,8 @@ def _text_preparer(directory: Path, spec: ModelSpec) -> Prepare:
     tokenizer = load_tokenizer(directory)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if spec.is_causal:
-        tokenizer.padding_side = "left"  # the text goes on at its right end
+    # A text that is to be continued goes on at its right end. Elsewhere padding must not move a text's positions.
+    tokenizer.padding_side = "left" if spec.generates else "right"
     names = ("input_ids", "attention_mask", "token_type_ids")
 
     def prepare(texts: Sequence[str]) -> Batch:

@@ -61,6 +61,9 @@ class Kind(IntEnum):
     CLOSE = 10
 
 
+ORDERS = frozenset({Kind.REQUEST, Kind.EPOCH, Kind.LOAD, Kind.CLOSE})
+"""Kinds that only the coordinator, device 0, may send."""
+
 _KINDS = {int(kind): kind for kind in Kind}
 
 
@@ -133,6 +136,12 @@ class Frame:
     def info(self) -> dict[str, Any]:
         """``meta`` parsed; empty where there is none. Raises FrameError if it is no JSON object."""
         return parse_meta(self.meta)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all its parts on the wire."""
+        descriptors = sum(2 + 4 * buffer.data.ndim for buffer in self.arrays)
+        return _HEADER.size + descriptors + len(self.meta) + sum(buffer.data.nbytes for buffer in self.arrays)
 
 
 def encode(frame: Frame, limits: Limits = DEFAULT_LIMITS) -> list[Part]:

@@ -8,7 +8,6 @@ is bound before the first port is.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
 
 import zmq
@@ -30,8 +29,7 @@ class Gate:
         self.socket = context.socket(zmq.REP)
         self.socket.linger = 0
         self.socket.bind(_ADDRESS)
-        self.refused: Counter[str] = Counter()
-        """Refusals by public key."""
+        self.num_refused = 0
         self._admitted: frozenset[str] = frozenset()
 
     def admit(self, keys: Iterable[str]) -> None:
@@ -52,9 +50,9 @@ class Gate:
         key = _client_key(request)
         if key in self._admitted:
             return [version, request_id, b"200", b"OK", key.encode(), b""]
-        self.refused[key] += 1
-        if self.refused[key] == 1:
-            log.warning("%s is not among the keys of this cluster; refused", key_name(key))
+        self.num_refused += 1
+        if self.num_refused & (self.num_refused - 1) == 0:  # 1, 2, 4, 8...: a flood must not flood the log
+            log.warning("%s is not among this cluster's keys; refused (%d so far)", key_name(key), self.num_refused)
         return [version, request_id, b"400", b"key not listed", b"", b""]
 
 

@@ -19,12 +19,25 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from edgeprism.errors import FrameError, PeerFault, PeerLost, PeerTimeout, RequestAborted
-from edgeprism.wire.frame import DEFAULT_LIMITS, Buffer, Frame, Kind, Limits, Part, decode, dump_meta, encode
+from edgeprism.errors import FrameError, PeerError, PeerFault, PeerLost, PeerTimeout, RequestAborted
+from edgeprism.wire.frame import (
+    DEFAULT_LIMITS,
+    ORDERS,
+    Buffer,
+    Frame,
+    Kind,
+    Limits,
+    Part,
+    decode,
+    dump_meta,
+    encode,
+)
 from edgeprism.wire.mailbox import Mailbox
 from edgeprism.wire.stats import Stats
 
 log = logging.getLogger(__name__)
+
+COORDINATOR = 0
 
 
 class Message(NamedTuple):
@@ -132,8 +145,8 @@ class Transport(ABC):
     ) -> dict[int, Frame]:
         """One control frame of these kinds from each peer; other control frames stay for ``receive``.
 
-        ``deadline`` is in seconds of ``time.monotonic``. Raises PeerTimeout, PeerLost, PeerFault (a peer sent FAULT
-        for this epoch and request) or RequestAborted.
+        ``deadline`` is in seconds of ``time.monotonic``. Raises PeerTimeout, PeerLost, what the FAULT of a peer for
+        this epoch and request says (PeerFault, or whom it blames for what), or RequestAborted.
         """
         wanted = frozenset(kinds)
 
@@ -245,19 +258,23 @@ class Transport(ABC):
             raise RequestAborted(f"the coordinator went from epoch {epoch} to {self._mailbox.newest_epoch}")
         fault = self._mailbox.take_control((Kind.FAULT,), missing, epoch, request)
         if fault is not None:
-            reason = fault.info.get("message", "no reason given")
-            raise PeerFault(f"device {fault.sender} failed: {reason}", self._blamed(fault))
+            raise self._as_error(fault)
         gone = sorted(peer for peer in missing if peer in self._lost)
         if gone:
             reasons = "; ".join(f"device {peer} is gone: {self._lost[peer]}" for peer in gone)
             raise PeerLost(f"{reasons} (waiting for {what})", tuple(gone))
 
-    def _blamed(self, fault: Frame) -> tuple[int, ...]:
-        """Whom the sender of a FAULT blames: others that failed it, else itself."""
+    def _as_error(self, fault: Frame) -> PeerError:
+        """What a FAULT says: its sender failed, or blames others that failed it, or was given what cannot be used."""
+        reason, cause = fault.info.get("message", "no reason given"), fault.info.get("cause")
+        if cause == "input":
+            return PeerFault(f"device {fault.sender} refused the request: {reason}")
         blamed = fault.info.get("blamed")
-        others = set(range(self.num_devices)) - {self.rank}
-        named = sorted(others & {rank for rank in blamed if isinstance(rank, int)}) if isinstance(blamed, list) else []
-        return tuple(named) or (fault.sender,)
+        ranks = {rank for rank in blamed if rank in range(self.num_devices)} if isinstance(blamed, list) else set()
+        if not ranks:
+            return PeerFault(f"device {fault.sender} failed: {reason}", (fault.sender,))
+        kind = {"timeout": PeerTimeout, "lost": PeerLost}.get(str(cause), PeerFault)
+        return kind(f"{reason} (said device {fault.sender})", tuple(sorted(ranks - {self.rank})))
 
     def _name_all(self, peers: Iterable[int]) -> str:
         texts = ((peer, self._lost.get(peer) or self._describe(peer)) for peer in sorted(peers))
@@ -287,6 +304,8 @@ class Transport(ABC):
             frame = decode(message.parts, self.limits)
             if frame.sender != message.sender:
                 raise FrameError(f"it says that it comes from device {frame.sender}")
+            if frame.kind in ORDERS and frame.sender != COORDINATOR:
+                raise FrameError(f"{frame.kind.name} may come from the coordinator only")
         except FrameError as exc:
             self._drop(f"a frame of device {message.sender} is refused: {exc}")
             return
@@ -317,8 +336,8 @@ class Exchange:
         """The DATA frame of each peer. ``deadline`` is in seconds of ``time.monotonic``; what has come by then is
         taken.
 
-        Raises PeerTimeout or PeerLost (``peers``: those that sent nothing), PeerFault, or RequestAborted when an
-        EPOCH frame announced a newer epoch; that frame stays for ``receive``.
+        Raises PeerTimeout or PeerLost (``peers``: those that sent nothing), what a peer's FAULT says, or RequestAborted
+        when an EPOCH frame announced a newer epoch; that frame stays for ``receive``.
         """
         mailbox = self.transport._mailbox
 

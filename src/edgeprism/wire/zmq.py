@@ -84,7 +84,7 @@ class ZmqTransport(Transport):
     @property
     def num_refused(self) -> int:
         """Handshakes of strangers that were turned away."""
-        return self._gate.refused.total()
+        return self._gate.num_refused
 
     def connect(self, peers: Iterable[Peer]) -> None:
         """Make these the peers: list their keys, and begin to dial the higher ranks. Call again when one is replaced.

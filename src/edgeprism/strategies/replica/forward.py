@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from edgeprism.errors import InputError
+from edgeprism.errors import InputError, PeerFault
 from edgeprism.models.model import Model
 from edgeprism.strategies.local.forward import run_local
 
@@ -41,5 +41,8 @@ def run_samples(model: Model, inputs: dict[str, Any]) -> ModelOutput:
 
 
 def merge(outputs: list[dict[str, Tensor]], kind: type[ModelOutput]) -> ModelOutput:
-    """The outputs of all devices, in the order of their samples, as one ModelOutput."""
-    return kind(**{name: torch.cat([output[name] for output in outputs]) for name in outputs[0]})
+    """The outputs of all devices, in the order of their samples, as one ModelOutput; PeerFault if they do not fit."""
+    try:
+        return kind(**{name: torch.cat([output[name] for output in outputs]) for name in outputs[0]})
+    except (KeyError, RuntimeError, TypeError) as exc:
+        raise PeerFault(f"the devices' outputs do not fit together: {exc}") from exc
