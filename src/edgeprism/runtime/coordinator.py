@@ -82,8 +82,14 @@ class Coordinator:
         return self._members.ready() if self._transport.num_devices > 1 else (0,)
 
     def speeds(self) -> tuple[float, ...]:
-        """Relative speed of every device, 0 where it is unknown: what an even split by speed goes by."""
-        return tuple(self._members.macs_per_s.get(device, 0.0) for device in range(self._transport.num_devices))
+        """Multiply-accumulates per second of every device, 0 where it is unknown.
+
+        A device within a tenth of the coordinator's speed counts as equal to it: measurements are no better than that,
+        and an odd sample need not travel for nothing.
+        """
+        speeds, own = self._members.macs_per_s, self._members.macs_per_s[0]
+        known = (speeds.get(device, 0.0) for device in range(self._transport.num_devices))
+        return tuple(own if abs(speed - own) <= 0.1 * own else speed for speed in known)
 
     def forward(self, inputs: dict[str, Any], plan: Plan) -> Outcome:
         """One forward pass. A device that fails is named in the trace; the output is right all the same."""
