@@ -140,7 +140,7 @@ def test_one_device_needs_no_cluster() -> None:
         ({"dtype": "int3"}, "unknown dtype"),
         ({"dtype": "bfloat16"}, "was loaded in"),
         ({"device": "abacus"}, "abacus"),
-        ({"model": make(ARCHITECTURE).double()}, "float64"),
+        ({"model": make(ARCHITECTURE).to(torch.float8_e5m2)}, "float8"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(

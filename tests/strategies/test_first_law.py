@@ -329,7 +329,7 @@ def test_mistakes_break_the_law(cluster: edgeprism.Cluster, mistake: str, monkey
         )
     elif mistake == "layer scale":
         architecture, padding = "Dinov2Model", "plain"
-        monkeypatch.setattr(vision, "linear", lambda layer, scale=None: linear(layer))
+        monkeypatch.setattr(vision, "scaled_linear", lambda layer, scale: linear(layer))
     else:
         architecture, padding = "ViTModel", "plain"
         honest_attend = forward.attend

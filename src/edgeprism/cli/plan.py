@@ -35,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--codec", default="exact", help="what travels under sequence, like means:9.9 (default: exact)")
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="samples in the request (default: 1)")
     parser.add_argument("--length", type=int, metavar="N", help="tokens of a sample, for text models")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as the model is stored)")
+    parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as the model is stored)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 

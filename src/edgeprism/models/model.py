@@ -24,7 +24,12 @@ from edgeprism.models.block import Block, Rows
 from edgeprism.models.reads import HeadInput, Reads
 from edgeprism.specs.model import ModelSpec
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

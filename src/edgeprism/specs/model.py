@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 SUPPORTED_ARCHITECTURES = tuple(sorted(FAMILY_OF))
 """Class names of transformers, as config.json gives them under "architectures"."""
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 """Bytes of one element, by the name of the dtype that a model computes in."""
 
 

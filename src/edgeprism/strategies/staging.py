@@ -30,6 +30,7 @@ _NAMES = {
     torch.int32: "int32",
     torch.int64: "int64",
     torch.bool: "bool",
+    torch.float64: "float64",
 }
 
 

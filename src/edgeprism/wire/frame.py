@@ -40,6 +40,7 @@ _DTYPES: tuple[tuple[int, str, str], ...] = (
     (7, "int32", "<i4"),
     (8, "int64", "<i8"),
     (9, "bool", "|b1"),
+    (10, "float64", "<f8"),
 )
 _CODES = {name: code for code, name, _ in _DTYPES}
 _NAMES = {code: name for code, name, _ in _DTYPES}
