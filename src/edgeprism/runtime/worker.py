@@ -45,14 +45,11 @@ class Worker:
 
     def serve(self) -> None:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""
-        while True:
+        while not (self._transport.is_orphan or self._is_orphan()):
             frame = self._transport.receive(ORPHAN_CHECK_S)
-            if frame is None:
-                if self._transport.is_orphan or self._is_orphan():
-                    return
-            elif frame.kind is Kind.CLOSE:
+            if frame is not None and frame.kind is Kind.CLOSE:
                 return
-            else:
+            if frame is not None:
                 self._handle(frame)
 
     def _handle(self, frame: Frame) -> None:
