@@ -23,7 +23,7 @@ from edgeprism.runtime.trace import Trace
 
 DTYPES = ("float32", "bfloat16")
 SINGLE = ("exact", "kv:exact", "int8", "kv:int8", "int4", "kv:int4", "means:9.9", "kv:means:9.9")
-REPEATS, WARMUP = 9, 1
+REPEATS, WARMUP = 15, 1
 
 # (figure, batch, dtype, ways, compared with, at most)
 REACH = (
