@@ -21,6 +21,7 @@ from edgeprism.strategies.registry import count
 from edgeprism.tasks.pictures import check_image
 
 if TYPE_CHECKING:
+    from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import Engine
 
 
@@ -36,6 +37,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--local-workers", type=int, default=1, metavar="N", help="devices on this machine, this process included"
     )
+    parser.add_argument("--cluster", metavar="FILE", help="cluster file: the other devices, running edgeprism worker")
+    parser.add_argument(
+        "--key", metavar="FILE", help="this device's secret (default: NAME.secret beside the cluster file)"
+    )
+    parser.add_argument("--require-all", action="store_true", help="fail when a device of the cluster file is absent")
     parser.add_argument("--plan", default="auto", metavar="STRATEGY", help="auto, local, replica or sequence")
     parser.add_argument("--codec", default="exact", help="what travels under sequence, like means:9.9 (default: exact)")
     parser.add_argument("--shares", metavar="S,S,...", help="fractions of the work by device")
@@ -56,22 +62,31 @@ def execute(args: argparse.Namespace) -> int:
     codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
     directory = config_directory(args.model)
     _check(ModelSpec.from_directory(directory), directory, plan, codec, args)
-    num_devices = 1 if plan in ("auto", "local") else args.local_workers
-    if num_devices < args.local_workers:
+    alone = plan in ("auto", "local")
+    if alone and (args.local_workers > 1 or args.cluster):
         _say(f"plan {plan} uses this process alone; name another with --plan to use the other devices")
     _say("loading torch and the model")
-    from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import load
 
     _quiet()
     with (
         _warnings_said(),
-        Cluster.spawn(num_devices) if num_devices != 1 else Cluster.alone() as cluster,
+        _cluster(args, alone=alone) as cluster,
         load(args.model, cluster=cluster, plan=plan, codec=codec, device=args.device, dtype=args.dtype) as engine,
     ):
         document = _run(engine, args)
     print(json.dumps(document, indent=2) if args.json else f"\n{document['summary']}")
     return 0
+
+
+def _cluster(args: argparse.Namespace, *, alone: bool) -> Cluster:
+    from edgeprism.runtime.cluster import Cluster
+
+    if alone or (args.cluster is None and args.local_workers == 1):
+        return Cluster.alone()
+    if args.cluster is None:
+        return Cluster.spawn(args.local_workers)
+    return Cluster.from_file(args.cluster, key=args.key, require_all=args.require_all)
 
 
 def _plan(args: argparse.Namespace) -> str | Plan:
@@ -82,7 +97,7 @@ def _plan(args: argparse.Namespace) -> str | Plan:
         return str(args.plan)
     strategy = "local" if args.plan == "auto" else args.plan
     shares = parse_shares(args.shares)
-    if len(shares) != args.local_workers:
+    if args.cluster is None and len(shares) != args.local_workers:
         raise InputError(f"--shares names {len(shares)} devices, --local-workers {args.local_workers}; make them equal")
     return Plan(strategy=strategy, shares=shares, codec=CodecSpec.parse(args.codec))
 
@@ -90,13 +105,16 @@ def _plan(args: argparse.Namespace) -> str | Plan:
 def _check(spec: ModelSpec, directory: Path, plan: str | Plan, codec: CodecSpec, args: argparse.Namespace) -> None:
     """What can be refused before torch and the weights take their seconds."""
     element_bytes = element_bytes_of(args.dtype or spec.dtype)
-    divide_cores(args.local_workers)
+    if args.cluster is None:
+        divide_cores(args.local_workers)
+    elif args.local_workers != 1:
+        raise InputError("--local-workers and --cluster are two ways to name the devices; give one of the two")
     if spec.is_vision:
         for given in args.inputs:
             check_image(given)
     if spec.generates and not codec.is_exact:
         raise PlanError(f"codec {codec} cannot be used to generate yet; use exact or kv:exact")
-    if spec.is_vision and plan == "sequence":
+    if spec.is_vision and plan == "sequence" and args.cluster is None:
         plan = Plan.even("sequence", args.local_workers, codec)
     num_tokens = (tokens_of_pictures(directory, spec) if spec.resizes_images else None) or spec.fixed_tokens
     if isinstance(plan, Plan) and num_tokens is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from edgeprism.runtime.messages import LoadOrder
+from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.worker import Worker
 from edgeprism.specs.plan import check_num_devices
 from edgeprism.wire.memory import MemoryTransport
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 class Cluster:
-    """Use ``Cluster.spawn(N)`` or ``Cluster.in_process(N)``; close it, or use it in a ``with``.
+    """Use ``Cluster.spawn(N)``, ``Cluster.from_file(PATH)`` or ``Cluster.in_process(N)``; close it, or use it in a
+    ``with``.
 
     A cluster serves one engine at a time, the one that was made last.
     """
@@ -31,6 +33,7 @@ class Cluster:
         shared_models: dict[str, Model] | None = None,
         cores: tuple[int, ...] | None = None,
         pids: Sequence[int] = (),
+        introductions: Mapping[int, Introduction] | None = None,
     ) -> None:
         self.transport = transport
         self.pids = tuple(pids)
@@ -39,6 +42,8 @@ class Cluster:
         """Cores that device 0 computes on; None leaves the caller's threads as they are."""
         self.shared_models = shared_models
         """Where workers of this process find models by key; None when workers load from directories."""
+        self.introductions = introductions
+        """What workers that were started by themselves must be told, by rank; None when they know it."""
         self.engine: object | None = None
         self._close_workers = close_workers
         self._is_closed = False
@@ -86,6 +91,18 @@ class Cluster:
 
         check_num_devices(num_devices)
         return spawn_workers(num_devices, share_cores=share_cores)
+
+    @classmethod
+    def from_file(cls, path: str | Path, *, key: str | Path | None = None, require_all: bool = False) -> Cluster:
+        """This process as coordinator of the devices that a cluster file lists, each running `edgeprism worker`.
+
+        ``key``: this device's key file; by default NAME.secret beside the cluster file, NAME being the coordinator's. A
+        device that does not answer within a few seconds is left out with a warning, and used when it comes; with
+        ``require_all`` that is a PeerError. InputError says what is wrong with a file.
+        """
+        from edgeprism.runtime.remote import connect_cluster
+
+        return connect_cluster(Path(path), None if key is None else Path(key), require_all=require_all)
 
     def close(self) -> None:
         """Ends the workers. Closing twice is fine."""

@@ -19,7 +19,7 @@ from edgeprism.errors import PeerError, PeerTimeout
 from edgeprism.models.model import Model, Tokens
 from edgeprism.runtime.job import JobRun, Results
 from edgeprism.runtime.membership import Membership
-from edgeprism.runtime.messages import Job, LoadOrder
+from edgeprism.runtime.messages import Introduction, Job, LoadOrder
 from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.runtime.trace import DeviceTrace, Trace
@@ -63,11 +63,13 @@ class Request:
 class Coordinator:
     """Runs requests on the devices behind ``transport``. Not for several threads at once; the engine sees to that."""
 
-    def __init__(self, transport: Transport, model: Model) -> None:
+    def __init__(
+        self, transport: Transport, model: Model, introductions: Mapping[int, Introduction] | None = None
+    ) -> None:
         self._transport, self._model = transport, model
         self._staging = Staging(model.device)
         self._patience = Patience()
-        self._members = Membership(transport)
+        self._members = Membership(transport, introductions)
         self._members.macs_per_s[0] = measure_speed(model)
         self._request_number = 0
         self._running: Request | None = None

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.utils import ModelOutput
 from edgeprism.errors import InputError, PlanError
 from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.load import directory_of, load_pretrained, no_progress_bar
+from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
 from edgeprism.models.text import check_ids
@@ -77,7 +79,7 @@ class Engine:
         torch_device = _device(device)
         with on_cores(self._cluster.cores):
             self._model = _adapted(model, torch_device, _dtype(dtype))
-            self._coordinator = Coordinator(self._cluster.transport, self._model)
+            self._coordinator = Coordinator(self._cluster.transport, self._model, self._cluster.introductions)
             self._cluster.engine = self
             self._coordinator.load_workers(self._order(model, torch_device))
 
@@ -219,7 +221,11 @@ class Engine:
             self._cluster.shared_models.clear()
             self._cluster.shared_models[key] = self._model
             return LoadOrder(model=key, dtype=dtype, device=str(device))
-        return LoadOrder(model=self._directory(model), dtype=dtype, device=device.type)
+        directory = self._directory(model)
+        if self._cluster.introductions is None:
+            return LoadOrder(model=directory, dtype=dtype, device=device.type)
+        name = model if isinstance(model, str) else directory
+        return LoadOrder(model=name, dtype=dtype, device=device.type, fingerprint=fingerprint(Path(directory)))
 
     def _directory(self, model: str | PreTrainedModel) -> str:
         """Where worker processes read the weights: a model that was given loaded is saved for them, until ``close``."""

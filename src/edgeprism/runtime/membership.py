@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from edgeprism.errors import PeerError, PeerFault, PeerTimeout
-from edgeprism.runtime.messages import LoadOrder, linked_ranks
+from edgeprism.runtime.messages import Introduction, LoadOrder, linked_ranks
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
 
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 600.0
 JOIN_TIMEOUT_S = 30.0
+LINK_TIMEOUT_S = 2.0
 READY_TIMEOUT_S = 0.25  # an idle or waiting worker answers within milliseconds, one in a block when that block ends
 TELL_AGAIN_S = 0.5
 RETRY_S = 5.0  # a device that failed is left out for this long, even if it answers
@@ -31,9 +32,11 @@ SILENT = "it does not answer"
 class Membership:
     """The coordinator's view of its workers."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, introductions: Mapping[int, Introduction] | None = None) -> None:
         self._transport = transport
+        self._introductions = introductions or {}
         self._peers = frozenset(range(transport.num_devices)) - {transport.rank}
+        self._num_losses = dict(transport.num_losses)
         self._told_at: dict[int, float] = {}  # when the newest epoch was last sent to a device
         self._answered: set[int] = set()
         self._links: dict[int, frozenset[int]] = {}  # what each device that answered has a link with
@@ -49,17 +52,20 @@ class Membership:
         """Has all workers load the model at the same time; one that cannot is left out for now, with a warning."""
         self.new_epoch()
         self._order, self._order_number = order, self.epoch
-        self._await_answers(self._peers, JOIN_TIMEOUT_S)
+        self._await_answers(self._peers & self._transport.connected(), JOIN_TIMEOUT_S)
         self._ask_to_load()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while self._loading() - self._transport.lost().keys() and time.monotonic() < deadline:
             self._take_answers(0.05)
+        deadline = time.monotonic() + LINK_TIMEOUT_S
+        while self._holds_model - set(self.ready()) - self._transport.lost().keys() and time.monotonic() < deadline:
+            self._take_answers(0.05)  # workers that have just been introduced are still dialling each other
         for peer, reason in self.absent().items():
             log.warning("device %d is left out for now: %s", peer, reason)
 
     def ready(self) -> tuple[int, ...]:
         """The devices that can be used now, the coordinator first."""
-        self._answered -= self._transport.lost().keys()  # who comes back has to answer again
+        self._forget_lost()
         self._tell_new_epoch()
         self._take_answers(0.0)
         self._ask_to_load()
@@ -71,8 +77,8 @@ class Membership:
 
     def absent(self) -> dict[int, str]:
         """The devices that cannot be used now, and why."""
-        ready, lost, now = self.ready(), self._transport.lost(), time.monotonic()
-        return {peer: self._why(peer, ready, lost, now) for peer in sorted(self._peers - set(ready))}
+        ready, now = self.ready(), time.monotonic()
+        return {peer: self._why(peer, ready, now) for peer in sorted(self._peers - set(ready))}
 
     def new_epoch(self) -> None:
         """Everyone drops what it is doing; nobody is ready until it has answered."""
@@ -110,6 +116,16 @@ class Membership:
             except PeerError:
                 continue  # it is gone already
 
+    def _forget_lost(self) -> None:
+        """Who was lost, if only for a moment, has to answer again, and may have dropped what it was asked to load."""
+        self._transport.lost()  # takes in what has happened
+        for peer, count in self._transport.num_losses.items():
+            if count != self._num_losses.get(peer, 0):
+                self._num_losses[peer] = count
+                self._answered.discard(peer)
+                self._told_at.pop(peer, None)
+                self._asked.pop(peer, None)
+
     # Saying
 
     def _tell_new_epoch(self) -> None:
@@ -122,7 +138,9 @@ class Membership:
             if now - self._told_at.get(peer, -TELL_AGAIN_S) < TELL_AGAIN_S:
                 continue
             try:
-                self._transport.send(peer, Kind.EPOCH, epoch=self.epoch)
+                known = self._introductions.get(peer)
+                meta = None if known is None else {"introduction": known.to_json()}
+                self._transport.send(peer, Kind.EPOCH, epoch=self.epoch, meta=meta)
                 self._told_at[peer] = now
             except PeerError:
                 continue  # it has just gone
@@ -164,6 +182,10 @@ class Membership:
         if frame.kind is Kind.READY and frame.epoch == self.epoch:
             self._answered.add(peer)
             self._links[peer] = linked_ranks(frame)
+            if frame.info.get("holds") == self._order_number:
+                self._holds_model.add(peer)
+            else:  # it was restarted, or has served another coordinator since
+                self._holds_model.discard(peer)
         elif frame.request == self._order_number and frame.kind is Kind.LOADED:
             self.macs_per_s[peer] = max(1.0, float(frame.info.get("macs_per_s", 0.0)))
             self._holds_model.add(peer)
@@ -190,9 +212,9 @@ class Membership:
             if other != peer and not (other in self._links[peer] and peer in self._links[other])
         }
 
-    def _why(self, peer: int, ready: Collection[int], lost: dict[int, str], now: float) -> str:
-        if peer in lost:
-            return lost[peer]
+    def _why(self, peer: int, ready: Collection[int], now: float) -> str:
+        if trouble := self._transport.why_absent(peer):
+            return trouble
         if self._is_left_out(peer, now):
             return self._left_out[peer][1]
         if peer not in self._answered:

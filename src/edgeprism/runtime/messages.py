@@ -3,14 +3,15 @@
 LOAD     path or key of a model, dtype, accelerator     -> LOADED (speed) or FAULT, with the order's number
 REQUEST  a Job, with tensors                            -> RESULT (a DeviceTrace, tensors), TOKEN..., or FAULT
 FAULT    message; blamed: the devices that failed the sender; cause: timeout, lost, input or nothing
-EPOCH    the epoch, in the header; drop all older work  -> READY (links: the devices that it is connected with)
+EPOCH    the epoch, in the header: drop all older work. For a worker that was started by itself, an Introduction.
+         -> READY (links: the devices that it is connected with; holds: the number of the order that it has loaded)
 CLOSE    end
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from edgeprism.errors import FrameError
@@ -18,6 +19,7 @@ from edgeprism.models.reads import Reads
 from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.strategies.greedy import GreedySettings
 from edgeprism.wire.frame import Frame
+from edgeprism.wire.keys import Peer
 
 _Made = TypeVar("_Made")
 Kind = Literal["sequence", "replica"]
@@ -30,15 +32,37 @@ class LoadOrder:
     model: str
     dtype: str
     device: str
+    fingerprint: str = ""
+    """Of the model in that directory; empty where the worker is sure to read the same files."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"model": self.model, "dtype": self.dtype, "device": self.device}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> LoadOrder:
         """FrameError when a field is missing or of another type."""
-        return _checked("LOAD", lambda: cls(**{name: _text(document[name]) for name in ("model", "dtype", "device")}))
+        return _checked("LOAD", lambda: cls(**{field.name: _text(document[field.name]) for field in fields(cls)}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Introduction:
+    """What a worker that was started by itself learns from the coordinator: its rank, and everybody's."""
+
+    rank: int
+    peers: tuple[Peer, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"rank": self.rank, "peers": [peer.to_json() for peer in self.peers]}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Introduction:
+        """FrameError when a field is missing or of another type."""
+        return _checked(
+            "EPOCH",
+            lambda: cls(rank=int(document["rank"]), peers=tuple(Peer.from_json(peer) for peer in document["peers"])),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

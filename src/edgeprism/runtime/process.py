@@ -47,7 +47,7 @@ def _serve(transport: ZmqTransport, num_threads: int) -> None:
         model = load_pretrained(order.model, dtype=DTYPES[order.dtype])
         return adapt(model.to(torch.device(order.device)))  # type: ignore[arg-type]
 
-    Worker(transport, load, is_orphan=lambda: os.getppid() != parent).serve()
+    Worker(transport, load, ends=lambda: os.getppid() != parent).serve()
 
 
 def _read_line() -> dict[str, Any]:

@@ -8,6 +8,7 @@ coordinator announced a newer epoch.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -16,45 +17,69 @@ from torch import Tensor
 from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, PeerLost, PeerTimeout, RequestAborted
 from edgeprism.models.model import Model
 from edgeprism.runtime.job import JobRun
-from edgeprism.runtime.messages import Job, LoadOrder
+from edgeprism.runtime.messages import Introduction, Job, LoadOrder
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import COORDINATOR, Transport
+from edgeprism.wire.zmq import ZmqTransport
 
 log = logging.getLogger(__name__)
 
-ORPHAN_CHECK_S = 5.0
+CHECK_S = 0.5  # how often an idle worker looks whether it should end
+FORGET_S = 5.0  # a coordinator that has been away for so long is gone: what it had loaded is freed
 
 
 class Worker:
-    """Serves one coordinator until it says CLOSE or is gone. ``load`` turns an order into a model.
+    """Serves a coordinator. ``load`` turns an order into a model.
 
-    ``is_orphan`` is asked every few seconds whether whoever started this worker is gone.
+    ``ends`` is asked twice a second, and between requests, whether to end. A worker that ``stays`` frees everything
+    when its coordinator says CLOSE or has been away for some seconds, and waits for the next; any other ends then.
     """
 
     def __init__(
         self,
         transport: Transport,
         load: Callable[[LoadOrder], Model],
-        is_orphan: Callable[[], bool] = lambda: False,
+        *,
+        ends: Callable[[], bool] = lambda: False,
+        stays: bool = False,
     ) -> None:
-        self._transport, self._load, self._is_orphan = transport, load, is_orphan
+        self._transport, self._load, self._ends, self._stays = transport, load, ends, stays
+        self._lost_at: float | None = None
         self._model: Model | None = None
         self._staging: Staging | None = None
+        self._order_number: int | None = None  # of the order by which the model was loaded
 
     def serve(self) -> None:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""
-        while not (self._transport.is_orphan or self._is_orphan()):
-            frame = self._transport.receive(ORPHAN_CHECK_S)
+        while not (self._transport.is_orphan or self._ends()):
+            frame = self._transport.receive(CHECK_S)
             if frame is not None and frame.kind is Kind.CLOSE:
-                return
-            if frame is not None:
+                if not self._stays:
+                    return
+                self._forget("the coordinator has ended")
+            elif frame is not None:
                 self._handle(frame)
+            self._watch_coordinator()
+
+    def _watch_coordinator(self) -> None:
+        if not self._stays or COORDINATOR in self._transport.connected():
+            self._lost_at = None
+        elif self._lost_at is None:
+            self._lost_at = time.monotonic()
+            self._transport.forget()  # the next one may count its epochs anew
+        elif time.monotonic() - self._lost_at > FORGET_S and self._model is not None:
+            self._forget("the coordinator is gone")
+
+    def _forget(self, why: str) -> None:
+        log.info("%s: what it had loaded is freed, and this worker waits for the next one", why)
+        self._model = self._staging = self._order_number = None
+        self._transport.forget()
 
     def _handle(self, frame: Frame) -> None:
         if frame.kind is Kind.EPOCH:
-            self._enter(frame.epoch)
+            self._enter(frame)
             return
         if frame.epoch != self._transport.epoch:
             return
@@ -71,12 +96,20 @@ class Worker:
             log.warning("request %d failed here: %s", frame.request, exc, exc_info=not isinstance(exc, EdgeprismError))
             self._report(frame, exc)
 
-    def _enter(self, epoch: int) -> None:
-        """Drops all older work."""
+    def _enter(self, frame: Frame) -> None:
+        """Drops all older work, and takes the place that the coordinator says."""
+        epoch = frame.epoch
+        if "introduction" in frame.info and isinstance(self._transport, ZmqTransport):
+            try:
+                known = Introduction.from_json(frame.info["introduction"])
+                self._transport.introduce(known.rank, known.peers)
+            except (FrameError, InputError) as exc:
+                log.warning("the coordinator's introduction cannot be used: %s", exc)
+                return
         self._transport.epoch = max(self._transport.epoch, epoch)
         try:
-            links = sorted(self._transport.connected())
-            self._transport.send(COORDINATOR, Kind.READY, epoch=epoch, meta={"links": links})
+            meta = {"links": sorted(self._transport.connected()), "holds": self._order_number}
+            self._transport.send(COORDINATOR, Kind.READY, epoch=epoch, meta=meta)
         except PeerError:
             log.info("the coordinator went away again; it will ask once more")
 
@@ -94,9 +127,9 @@ class Worker:
             log.warning("the coordinator cannot be told: it is gone")
 
     def _take_model(self, frame: Frame) -> None:
-        self._model = None  # frees the old one before the new one comes
+        self._model, self._order_number = None, None  # frees the old one before the new one comes
         self._model = self._load(LoadOrder.from_json(frame.info))
-        self._staging = Staging(self._model.device)
+        self._staging, self._order_number = Staging(self._model.device), frame.request
         meta = {"macs_per_s": measure_speed(self._model)}
         self._transport.send(COORDINATOR, Kind.LOADED, epoch=frame.epoch, request=frame.request, meta=meta)
 

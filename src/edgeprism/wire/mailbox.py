@@ -51,6 +51,12 @@ class Mailbox:
             self._data[sender] = kept
         return dropped
 
+    def forget(self) -> None:
+        """As if nothing had ever come: another coordinator counts its epochs anew."""
+        self.epoch = self.newest_epoch = 0
+        self._data.clear()
+        self._control.clear()
+
     def take_data(self, sender: int, epoch: int, request: int, block: int) -> Frame | None:
         """The DATA frame of this sender and block, if it has come."""
         return self._data.get(sender, {}).pop((epoch, request, block), None)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -79,6 +80,8 @@ class Transport(ABC):
         """The process that started this one is gone, for good; a peer in ``lost`` may come back."""
         self._mailbox = Mailbox()
         self._lost: dict[int, str] = {}
+        self.num_losses: Counter[int] = Counter()
+        """How often each peer was lost, also for a moment."""
 
     @property
     def epoch(self) -> int:
@@ -171,11 +174,19 @@ class Transport(ABC):
         self._pump(0.0)
         return dict(self._lost)
 
+    def why_absent(self, peer: int) -> str:
+        """What is known of a peer that is lost, or was never reached; empty if nothing."""
+        return self._lost.get(peer) or self._describe(peer)
+
     def check_epoch(self, epoch: int) -> None:
         """RequestAborted if a newer epoch has been announced: for long work without exchanges. Never blocks."""
         self._pump(0.0)
         if self._mailbox.newest_epoch > epoch:
             raise RequestAborted(f"the coordinator went from epoch {epoch} to {self._mailbox.newest_epoch}")
+
+    def forget(self) -> None:
+        """Drops all that has come, and the epoch: the coordinator has ended, and the next one counts anew."""
+        self._mailbox.forget()
 
     def take_stats(self) -> Stats:
         """The counters since the last call."""
@@ -277,7 +288,7 @@ class Transport(ABC):
         return kind(f"{reason} (said device {fault.sender})", tuple(sorted(ranks - {self.rank})))
 
     def _name_all(self, peers: Iterable[int]) -> str:
-        texts = ((peer, self._lost.get(peer) or self._describe(peer)) for peer in sorted(peers))
+        texts = ((peer, self.why_absent(peer)) for peer in sorted(peers))
         return ", ".join(f"device {peer} ({text})" if text else f"device {peer}" for peer, text in texts)
 
     def _pump(self, timeout_s: float | None) -> bool:
@@ -292,6 +303,7 @@ class Transport(ABC):
             elif isinstance(event, Lost):
                 has_lost = True
                 self._lost[event.peer] = event.reason
+                self.num_losses[event.peer] += 1
                 log.info("device %d is gone: %s", event.peer, event.reason)
             elif self._lost.pop(event.peer, None):
                 log.info("device %d is back", event.peer)

@@ -104,6 +104,13 @@ class ZmqTransport(Transport):
                 self._lost.pop(rank, None)
                 self._links[rank] = self._make_link(peer)
 
+    def introduce(self, rank: int, peers: Iterable[Peer]) -> None:
+        """Take another rank, as the coordinator says, and these peers. What stands with device 0 stays."""
+        if rank != self.rank:
+            self.connect([link.peer for link in self._links.values() if link.peer.rank == 0])
+            self.rank = rank
+        self.connect(peers)
+
     def connected(self) -> set[int]:
         """The peers whose link is up."""
         return {rank for rank, link in self._links.items() if link.is_up}
