@@ -157,7 +157,7 @@ class Coordinator:
         """After a failure: the devices are told to drop the request. Says in words what happened."""
         if isinstance(exc, PeerTimeout) and self._running is not None:
             self._patience.learn_timeout(self._running.kind, self._running.job.timeout_s)
-        return self._members.recover(exc, range(plan.num_devices))
+        return self._members.recover(exc, [device for device, share in enumerate(plan.shares) if share])
 
     def _local(
         self,
