@@ -26,6 +26,7 @@ from demo.adaptors import merge
 from demo.backbone import ONNX_SHA256, BackboneUnavailable, load_backbone
 from demo.model import model_config, processor_config
 from edgeprism.models.load import no_progress_bar
+from edgeprism.runtime.weights import cache_root
 
 NAME = "vit-s14-cifar10"
 ADAPTORS_PATH = Path(__file__).resolve().parent / "cifar10_adaptors.safetensors"
@@ -56,10 +57,8 @@ def build(directory: Path | None = None) -> Path:
 
 
 def default_directory() -> Path:
-    """In the user's cache: `EDGEPRISM_CACHE`, else `XDG_CACHE_HOME`/edgeprism, else ~/.cache/edgeprism."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    root = Path(os.environ.get("EDGEPRISM_CACHE") or user_cache / "edgeprism")
-    return root / "models" / NAME
+    """In the user's cache."""
+    return cache_root() / "models" / NAME
 
 
 def is_current(directory: Path) -> bool:

@@ -61,7 +61,10 @@ class Bench:
         command = [sys.executable, "-m", "edgeprism", "worker", "--listen", f"127.0.0.1:{self.ports[rank - 1]}"]
         command += ["--key", f"pi{rank}.secret", "--coordinator", self.key(coordinator).public, "--models", roots]
         command += ["--threads", "1", "--verbose"]
-        self.workers[rank] = subprocess.Popen(command, cwd=self.root, stderr=subprocess.PIPE, text=True)
+        environment = dict(os.environ, EDGEPRISM_CACHE=str(self.root / f"cache{rank}"))
+        self.workers[rank] = subprocess.Popen(
+            command, cwd=self.root, stderr=subprocess.PIPE, text=True, env=environment
+        )
         errors = self.workers[rank].stderr
         assert errors is not None
         assert "listens on" in errors.readline()
@@ -140,8 +143,9 @@ def test_a_cluster_of_workers_through_restarts_and_coordinators(bench: Bench) ->
 
 
 @pytest.mark.processes
-def test_absent_and_foreign_devices_are_named(bench: Bench) -> None:
-    """One serves another coordinator, one has other weights: each is left out with its reason, and the rest goes on."""
+def test_foreign_devices_are_named_and_weights_are_sent(bench: Bench) -> None:
+    """One serves another coordinator and is left out with its reason; one has other weights, and gets the right ones,
+    which the next coordinator finds there."""
     other = make(ARCHITECTURE, seed=5)
     other.save_pretrained(bench.root / "wrong" / "bert")
     bench.start(1, coordinator="stranger")
@@ -155,11 +159,21 @@ def test_absent_and_foreign_devices_are_named(bench: Bench) -> None:
     ):
         assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
         assert engine.last_trace is not None
-        assert [device.device for device in engine.last_trace.devices] == [0]
-        refused, differs = engine.last_trace.left_out
-        assert refused == "device 1: it refuses this device's key"
-        assert differs.startswith("device 2: it could not load the model: ")
-        assert "another model than the coordinator's" in differs
+        assert [device.device for device in engine.last_trace.devices] == [0, 2]
+        assert engine.last_trace.left_out == ("device 1: it refuses this device's key",)
+    with (
+        edgeprism.Cluster.from_file(bench.file) as cluster,
+        edgeprism.load(bench.model, cluster=cluster, plan="sequence") as engine,  # a loaded model is saved for them
+    ):
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert engine.devices == (0, 2)
+    said = bench.stop(2)[1]
+    assert "another model than the coordinator's" in said
+    assert said.count("has it sent") == 1
+    assert "has 100 % of" in said
+    assert [path.name for path in (bench.root / "cache2" / "weights").iterdir()] == [
+        fingerprint(bench.root / "here" / "bert")
+    ]
     assert "is not among this cluster's keys" in bench.stop(1)[1]
 
 
@@ -223,10 +237,9 @@ def test_a_fingerprint_is_of_the_model_not_of_its_files(tmp_path: Path) -> None:
 def test_a_name_leads_nowhere_outside_the_roots(tmp_path: Path, name: str) -> None:
     """Only the last part of a name counts, and only inside the roots."""
     (tmp_path / "models").mkdir()
-    (tmp_path / "secret").mkdir()
-    (tmp_path / "secret" / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="has no model"):
-        find_model(name, [tmp_path / "models"])
+    make(ARCHITECTURE).save_pretrained(tmp_path / "secret")
+    for wanted in (fingerprint(tmp_path / "secret"), "0" * 64):
+        assert find_model(name, wanted, [tmp_path / "models"]) is None
 
 
 @pytest.mark.parametrize(
@@ -284,6 +297,7 @@ def test_duplicate_keys_and_addresses_are_refused(tmp_path: Path) -> None:
         (("worker", "--listen", "127.0.0.1:5555", "--key", "pi1.secret", "--coordinator", "no key"), "40 characters"),
         (("worker", "--listen", "127.0.0.1:5555", "--models", "nowhere"), "is no directory"),
         (("worker", "--listen", "127.0.0.1:5555", "--threads", "0"), "at least 1"),
+        (("worker", "--listen", "127.0.0.1:5555", "--cache-gb", "0"), "above 0"),
         (("worker", "--listen", "203.0.113.7:5555", "--key", "pi1.secret", "--coordinator", KEY), "cannot listen on"),
         (("keys", "new", "pi1"), "exists already"),
         (("keys", "new", "../pi1"), "letters, digits"),

@@ -22,6 +22,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--models", type=Path, action="append", default=[], metavar="DIR", help="where its model directories are"
     )
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="where models that are sent are kept (default: the user's)"
+    )
+    parser.add_argument(
+        "--cache-gb", type=float, default=20.0, metavar="GB", help="how large it may grow (default: 20)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: as torch chooses)")
     parser.add_argument("--verbose", action="store_true", help="say also what goes well")
 
@@ -30,9 +36,21 @@ def execute(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1, not {args.threads}")
+    if not args.cache_gb > 0:
+        raise InputError(f"--cache-gb must be above 0, not {args.cache_gb:g}")
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s edgeprism worker: %(message)s", datefmt="%H:%M:%S")
     from edgeprism.runtime.remote import serve
+    from edgeprism.runtime.weights import WeightCache, cache_root
 
-    serve(args.listen, key=args.key, coordinator=args.coordinator, roots=args.models, num_threads=args.threads)
+    cache = WeightCache(args.cache or cache_root() / "weights", int(args.cache_gb * 1e9))
+
+    serve(
+        args.listen,
+        key=args.key,
+        coordinator=args.coordinator,
+        roots=args.models,
+        cache=cache,
+        num_threads=args.threads,
+    )
     return 0

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgeprism.runtime.messages import Introduction, LoadOrder
-from edgeprism.runtime.worker import Worker
+from edgeprism.runtime.worker import Fetch, Worker
 from edgeprism.specs.plan import check_num_devices
 from edgeprism.wire.memory import MemoryTransport
 from edgeprism.wire.transport import Transport
@@ -65,7 +65,7 @@ class Cluster:
         mesh = MemoryTransport.mesh(num_devices)
         models: dict[str, Model] = {}
 
-        def load(order: LoadOrder) -> Model:
+        def load(order: LoadOrder, _: Fetch) -> Model:
             return models[order.model]
 
         threads = [

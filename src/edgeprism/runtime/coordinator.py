@@ -23,6 +23,7 @@ from edgeprism.runtime.messages import Introduction, Job, LoadOrder
 from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.runtime.trace import DeviceTrace, Trace
+from edgeprism.runtime.weights import WeightFiles
 from edgeprism.specs.cost import Cost
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.greedy import GreedySettings
@@ -74,10 +75,11 @@ class Coordinator:
         self._request_number = 0
         self._running: Request | None = None
 
-    def load_workers(self, order: LoadOrder) -> None:
-        """Has every worker load the model; those that cannot are left out, with a warning."""
+    def load_workers(self, order: LoadOrder, weights: WeightFiles | None = None) -> None:
+        """Has every worker load the model; those that cannot are left out, with a warning. ``weights`` are sent to
+        those that lack them."""
         if self._transport.num_devices > 1:
-            self._members.load(order)
+            self._members.load(order, weights)
 
     def ready(self) -> tuple[int, ...]:
         """The devices that a request would use now, the coordinator first."""

@@ -29,6 +29,7 @@ from edgeprism.runtime.coordinator import Coordinator
 from edgeprism.runtime.cores import on_cores
 from edgeprism.runtime.messages import LoadOrder
 from edgeprism.runtime.trace import Trace
+from edgeprism.runtime.weights import WeightFiles
 from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import STRATEGIES, Plan
@@ -81,7 +82,7 @@ class Engine:
             self._model = _adapted(model, torch_device, _dtype(dtype))
             self._coordinator = Coordinator(self._cluster.transport, self._model, self._cluster.introductions)
             self._cluster.engine = self
-            self._coordinator.load_workers(self._order(model, torch_device))
+            self._coordinator.load_workers(*self._order(model, torch_device))
 
     def use(self, plan: str | Plan, codec: str | CodecSpec = "exact") -> None:
         """Takes another plan for the requests from now on."""
@@ -213,19 +214,21 @@ class Engine:
         if self._cluster.engine is not self:
             raise InputError("this engine is closed, or its cluster was given to a newer one; make a new engine")
 
-    def _order(self, model: str | PreTrainedModel, device: torch.device) -> LoadOrder:
-        """What tells workers which model to load: a key for threads, a directory for processes."""
+    def _order(self, model: str | PreTrainedModel, device: torch.device) -> tuple[LoadOrder, WeightFiles | None]:
+        """What tells workers which model to load: a key for threads, a directory for processes; on other devices a name
+        and a fingerprint, and the files for those that lack them."""
         dtype = str(self._model.dtype).removeprefix("torch.")
         if self._cluster.shared_models is not None:
             key = f"model-{next(_keys)}"
             self._cluster.shared_models.clear()
             self._cluster.shared_models[key] = self._model
-            return LoadOrder(model=key, dtype=dtype, device=str(device))
+            return LoadOrder(model=key, dtype=dtype, device=str(device)), None
         directory = self._directory(model)
         if self._cluster.introductions is None:
-            return LoadOrder(model=directory, dtype=dtype, device=device.type)
+            return LoadOrder(model=directory, dtype=dtype, device=device.type), None
         name = model if isinstance(model, str) else directory
-        return LoadOrder(model=name, dtype=dtype, device=device.type, fingerprint=fingerprint(Path(directory)))
+        identity = fingerprint(Path(directory))
+        return LoadOrder(model=name, dtype=dtype, device="cpu", fingerprint=identity), WeightFiles(Path(directory))
 
     def _directory(self, model: str | PreTrainedModel) -> str:
         """Where worker processes read the weights: a model that was given loaded is saved for them, until ``close``."""

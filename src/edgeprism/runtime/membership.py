@@ -12,8 +12,9 @@ import logging
 import time
 from collections.abc import Collection, Mapping
 
-from edgeprism.errors import PeerError, PeerFault, PeerTimeout
+from edgeprism.errors import FrameError, PeerError, PeerFault, PeerTimeout
 from edgeprism.runtime.messages import Introduction, LoadOrder, linked_ranks
+from edgeprism.runtime.weights import WeightFiles
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
 
@@ -42,21 +43,30 @@ class Membership:
         self._links: dict[int, frozenset[int]] = {}  # what each device that answered has a link with
         self._order: LoadOrder | None = None
         self._order_number = 0
+        self._weights: WeightFiles | None = None
+        self._num_chunks = 0
         self._asked: dict[int, int] = {}  # the epoch in which a device was last asked to load the model
         self._holds_model: set[int] = set()
         self._left_out: dict[int, tuple[float, str]] = {}  # until when, and why
         self.epoch = transport.epoch
         self.macs_per_s: dict[int, float] = {}
 
-    def load(self, order: LoadOrder) -> None:
-        """Has all workers load the model at the same time; one that cannot is left out for now, with a warning."""
+    def load(self, order: LoadOrder, weights: WeightFiles | None = None) -> None:
+        """Has all workers load the model at the same time; one that cannot is left out for now, with a warning.
+
+        ``weights`` are sent to workers that ask for them.
+        """
+        self._weights = weights
         self.new_epoch()
         self._order, self._order_number = order, self.epoch
         self._await_answers(self._peers & self._transport.connected(), JOIN_TIMEOUT_S)
         self._ask_to_load()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while self._loading() - self._transport.lost().keys() and time.monotonic() < deadline:
+            sent = self._num_chunks
             self._take_answers(0.05)
+            if self._num_chunks > sent:  # it goes on
+                deadline = time.monotonic() + LOAD_TIMEOUT_S
         deadline = time.monotonic() + LINK_TIMEOUT_S
         while self._holds_model - set(self.ready()) - self._transport.lost().keys() and time.monotonic() < deadline:
             self._take_answers(0.05)  # workers that have just been introduced are still dialling each other
@@ -160,6 +170,16 @@ class Membership:
             except PeerError:
                 continue  # it has just gone
 
+    def _send_weights(self, peer: int, question: Frame, weights: WeightFiles) -> None:
+        try:
+            meta, buffers = weights.answer(question.info)
+            self._transport.send(
+                peer, Kind.CHUNK, epoch=question.epoch, request=question.request, meta=meta, buffers=buffers
+            )
+            self._num_chunks += 1
+        except (FrameError, OSError, PeerError) as exc:
+            log.warning("device %d gets no weights: %s", peer, exc)
+
     # Hearing
 
     def _await_answers(self, peers: Collection[int], timeout_s: float) -> None:
@@ -186,6 +206,8 @@ class Membership:
                 self._holds_model.add(peer)
             else:  # it was restarted, or has served another coordinator since
                 self._holds_model.discard(peer)
+        elif frame.request == self._order_number and frame.kind is Kind.FETCH and self._weights is not None:
+            self._send_weights(peer, frame, self._weights)
         elif frame.request == self._order_number and frame.kind is Kind.LOADED:
             self.macs_per_s[peer] = max(1.0, float(frame.info.get("macs_per_s", 0.0)))
             self._holds_model.add(peer)

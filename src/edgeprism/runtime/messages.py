@@ -5,6 +5,7 @@ REQUEST  a Job, with tensors                            -> RESULT (a DeviceTrace
 FAULT    message; blamed: the devices that failed the sender; cause: timeout, lost, input or nothing
 EPOCH    the epoch, in the header: drop all older work. For a worker that was started by itself, an Introduction.
          -> READY (links: the devices that it is connected with; holds: the number of the order that it has loaded)
+FETCH    (worker) nothing, or file and offset, with the order's number -> CHUNK: names and sizes of files, or bytes
 CLOSE    end
 """
 

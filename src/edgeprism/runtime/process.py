@@ -39,11 +39,11 @@ def _serve(transport: ZmqTransport, num_threads: int) -> None:
     from edgeprism.models.model import DTYPES, Model
     from edgeprism.models.registry import adapt
     from edgeprism.runtime.messages import LoadOrder
-    from edgeprism.runtime.worker import Worker
+    from edgeprism.runtime.worker import Fetch, Worker
 
     torch.set_num_threads(num_threads)
 
-    def load(order: LoadOrder) -> Model:
+    def load(order: LoadOrder, _: Fetch) -> Model:
         model = load_pretrained(order.model, dtype=DTYPES[order.dtype])
         return adapt(model.to(torch.device(order.device)))  # type: ignore[arg-type]
 

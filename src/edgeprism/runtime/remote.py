@@ -8,8 +8,6 @@ cluster file changed, without touching any other device.
 from __future__ import annotations
 
 import logging
-import os
-import re
 import signal
 import threading
 import time
@@ -17,14 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeprism.errors import InputError, ModelFilesError, PeerError, PeerTimeout
-from edgeprism.models.load import directory_of, load_pretrained
+from edgeprism.models.load import load_pretrained
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, split_address
 from edgeprism.runtime.messages import Introduction, LoadOrder
-from edgeprism.runtime.worker import Worker
+from edgeprism.runtime.weights import WeightCache
+from edgeprism.runtime.worker import Fetch, Worker
 from edgeprism.wire.key_file import read_key_file
 from edgeprism.wire.keys import OPEN_KEYS, KeyPair, Peer, check_key
 from edgeprism.wire.zmq import ZmqTransport
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 NO_RANK = 2**16 - 1  # of a worker until it is introduced
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
 def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Cluster:
@@ -57,12 +55,18 @@ def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Clust
 
 
 def serve(
-    listen: str, *, key: Path | None, coordinator: str | None, roots: Sequence[Path], num_threads: int | None = None
+    listen: str,
+    *,
+    key: Path | None,
+    coordinator: str | None,
+    roots: Sequence[Path],
+    cache: WeightCache,
+    num_threads: int | None = None,
 ) -> None:
     """`edgeprism worker`: serves the coordinator with that public key until SIGTERM or SIGINT, which let a request end.
 
-    ``roots``: directories whose subdirectories are the models that it may load by name. InputError for an address, a
-    key or a root that cannot be used.
+    ``roots``: directories whose subdirectories are models that it has; what it lacks is sent into ``cache``. InputError
+    for an address, a key or a root that cannot be used.
     """
     import torch
 
@@ -85,37 +89,42 @@ def serve(
     with ZmqTransport(NO_RANK, keys, bind=f"tcp://{host}:{port}") as transport:
         transport.connect([Peer(rank=0, public_key=whom)])
         log.warning("listens on %s; serves the coordinator with key %s", transport.address, whom)
-        Worker(transport, lambda order: load_order(order, roots), ends=stop.is_set, stays=True).serve()
+        Worker(
+            transport, lambda order, fetch: load_order(order, fetch, roots, cache), ends=stop.is_set, stays=True
+        ).serve()
     log.warning("has ended")
 
 
-def load_order(order: LoadOrder, roots: Sequence[Path]) -> Model:
-    """The model of an order, if this device has the same one; ModelFilesError says what it has instead."""
-    directory = find_model(order.model, roots)
-    own = fingerprint(directory)
-    if own != order.fingerprint:
-        raise ModelFilesError(
-            f"{directory} holds another model than the coordinator's {order.model} (sha256 {own[:12]} and "
-            f"{order.fingerprint[:12]}); copy the coordinator's directory here"
-        )
+def load_order(order: LoadOrder, fetch: Fetch, roots: Sequence[Path], cache: WeightCache) -> Model:
+    """The model of an order: this device's own copy if it is the same, one that was sent before, or one sent now."""
+    directory = find_model(order.model, order.fingerprint, roots) or cache.find(order.fingerprint)
+    if directory is None:
+        log.warning("has no such model as the coordinator's %s: has it sent", order.model)
+        directory = cache.fetch(order.fingerprint, fetch.ask, fetch.next_chunk)
     if order.dtype not in DTYPES:
         raise ModelFilesError(f"dtype {order.dtype!r} is unknown here; run the same edgeprism on both devices")
     return adapt(load_pretrained(str(directory), dtype=DTYPES[order.dtype]))
 
 
-def find_model(name: str, roots: Sequence[Path]) -> Path:
-    """Where this device keeps the model that the coordinator calls ``name``: a path or an id, of which only the last
-    part counts in ``roots``; else the hub's copy of an id. A name never leads outside of those."""
+def find_model(name: str, wanted: str, roots: Sequence[Path]) -> Path | None:
+    """This device's own copy of the model that the coordinator calls ``name``, if it has that fingerprint. Only the
+    last part of a name counts, and only in ``roots``: a name is a hint, and never leads outside of them."""
     last = Path(name).name
-    if last and last not in (".", ".."):
-        for root in roots:
-            directory = root / last
-            if (directory / "config.json").is_file():
-                return directory
-    if _HUB_ID.fullmatch(name) and not os.path.exists(name):
-        return directory_of(name)
-    where = ", ".join(map(str, roots)) or "no directory (see --models)"
-    raise ModelFilesError(f"this device has no model {last!r} in {where}; copy the coordinator's directory there")
+    if last in ("", ".", "..") or "\0" in last:
+        return None
+    for root in roots:
+        directory = root / last
+        if not (directory / "config.json").is_file():
+            continue
+        try:
+            own = fingerprint(directory)
+        except ModelFilesError as exc:
+            log.warning("%s", exc)
+            continue
+        if own == wanted:
+            return directory
+        log.warning("%s is another model than the coordinator's (sha256 %s and %s)", directory, own[:12], wanted[:12])
+    return None
 
 
 def _own_keys(path: Path, name: str, public: str, key: Path | None) -> KeyPair:

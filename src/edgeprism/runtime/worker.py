@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 
@@ -27,11 +28,31 @@ from edgeprism.wire.zmq import ZmqTransport
 log = logging.getLogger(__name__)
 
 CHECK_S = 0.5  # how often an idle worker looks whether it should end
+CHUNK_TIMEOUT_S = 60.0  # a coordinator answers between its requests
 FORGET_S = 5.0  # a coordinator that has been away for so long is gone: what it had loaded is freed
 
 
+class Fetch:
+    """Asks the coordinator of one LOAD frame for weights. RequestAborted or PeerError when it is gone."""
+
+    def __init__(self, transport: Transport, order: Frame) -> None:
+        self._transport, self._order = transport, order
+
+    def ask(self, question: Mapping[str, Any]) -> None:
+        """Send a FETCH frame."""
+        self._transport.send(
+            COORDINATOR, Kind.FETCH, epoch=self._order.epoch, request=self._order.request, meta=question
+        )
+
+    def next_chunk(self) -> Frame:
+        """The answer to the oldest question that has none yet."""
+        deadline = time.monotonic() + CHUNK_TIMEOUT_S
+        epoch, request = self._order.epoch, self._order.request
+        return self._transport.wait_control((Kind.CHUNK,), (COORDINATOR,), deadline, epoch=epoch, request=request)[0]
+
+
 class Worker:
-    """Serves a coordinator. ``load`` turns an order into a model.
+    """Serves a coordinator. ``load`` turns an order into a model; it may have the weights sent, by ``fetch``.
 
     ``ends`` is asked twice a second, and between requests, whether to end. A worker that ``stays`` frees everything
     when its coordinator says CLOSE or has been away for some seconds, and waits for the next; any other ends then.
@@ -40,7 +61,7 @@ class Worker:
     def __init__(
         self,
         transport: Transport,
-        load: Callable[[LoadOrder], Model],
+        load: Callable[[LoadOrder, Fetch], Model],
         *,
         ends: Callable[[], bool] = lambda: False,
         stays: bool = False,
@@ -128,7 +149,7 @@ class Worker:
 
     def _take_model(self, frame: Frame) -> None:
         self._model, self._order_number = None, None  # frees the old one before the new one comes
-        self._model = self._load(LoadOrder.from_json(frame.info))
+        self._model = self._load(LoadOrder.from_json(frame.info), Fetch(self._transport, frame))
         self._staging, self._order_number = Staging(self._model.device), frame.request
         meta = {"macs_per_s": measure_speed(self._model)}
         self._transport.send(COORDINATOR, Kind.LOADED, epoch=frame.epoch, request=frame.request, meta=meta)

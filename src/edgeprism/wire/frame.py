@@ -60,9 +60,11 @@ class Kind(IntEnum):
     LOAD = 8
     LOADED = 9
     CLOSE = 10
+    FETCH = 11
+    CHUNK = 12
 
 
-ORDERS = frozenset({Kind.REQUEST, Kind.EPOCH, Kind.LOAD, Kind.CLOSE})
+ORDERS = frozenset({Kind.REQUEST, Kind.EPOCH, Kind.LOAD, Kind.CLOSE, Kind.CHUNK})
 """Kinds that only the coordinator, device 0, may send."""
 
 _KINDS = {int(kind): kind for kind in Kind}
