@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import IO, Any
 
@@ -35,7 +36,8 @@ def spawn_workers(num_devices: int, *, share_cores: bool = False) -> Cluster:
     transport: ZmqTransport | None = None
     try:
         for rank in range(1, num_devices):
-            children.append(_start(rank, keys, cores[rank]))
+            children.append(_start(len(cores[rank])))
+            _tell(children[-1], {"rank": rank, "cores": cores[rank], "keys": asdict(keys[rank])})
         with on_cores(cores[0]):  # libzmq's I/O thread stays on the cores of the thread that makes it
             transport = ZmqTransport(0, keys[0])
         addresses = [transport.address, *(_answer(child, rank) for rank, child in enumerate(children, start=1))]
@@ -52,24 +54,23 @@ def spawn_workers(num_devices: int, *, share_cores: bool = False) -> Cluster:
     return Cluster(transport, close_workers=lambda: _stop(children), cores=cores[0], pids=[c.pid for c in children])
 
 
-def _start(rank: int, keys: Sequence[KeyPair], cores: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ, OMP_NUM_THREADS=str(len(cores)), MKL_NUM_THREADS=str(len(cores)))
+def _start(num_threads: int) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ, OMP_NUM_THREADS=str(num_threads), MKL_NUM_THREADS=str(num_threads))
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)  # the same edgeprism as here
-    child = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-m", "edgeprism.runtime.process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
         start_new_session=True,  # Ctrl-C is for the coordinator, which ends its children itself
     )
-    _tell(child, {"rank": rank, "cores": cores, "keys": asdict(keys[rank])})
-    return child
 
 
 def _tell(child: subprocess.Popen[bytes], document: dict[str, Any]) -> None:
     assert child.stdin is not None
-    child.stdin.write(json.dumps(document).encode() + b"\n")
-    child.stdin.flush()
+    with suppress(BrokenPipeError):  # it has ended, as its silence will show
+        child.stdin.write(json.dumps(document).encode() + b"\n")
+        child.stdin.flush()
 
 
 def _answer(child: subprocess.Popen[bytes], rank: int) -> str:
