@@ -49,8 +49,7 @@ def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Clust
     except BaseException:
         transport.close()
         raise
-    known = tuple(Peer(rank=peer.rank, address=peer.address, public_key=peer.public_key) for peer in peers)
-    introductions = {rank: Introduction(rank=rank, peers=known) for rank in range(1, len(peers))}
+    introductions = {peer.rank: Introduction(rank=peer.rank, peers=tuple(peers)) for peer in peers[1:]}
     return Cluster(transport, close_workers=lambda: None, introductions=introductions)
 
 
