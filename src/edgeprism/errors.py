@@ -9,6 +9,7 @@ EdgeprismError
 │   ├── PeerTimeout                     it sent nothing before the deadline
 │   ├── PeerLost                        its process or its connection is gone
 │   └── PeerFault                       it answered with an error of its own
+├── QueueFull                           more requests wait than the caller allows; this one was dropped or refused
 ├── RequestAborted                      the coordinator gave this request up; a worker only unwinds
 └── FrameError                          bytes on the wire that break the frame format
 
@@ -54,6 +55,10 @@ class PeerLost(PeerError):
 
 class PeerFault(PeerError):
     """A device answered with an error of its own."""
+
+
+class QueueFull(EdgeprismError):
+    """More requests wait than ``max_pending`` allows, and this one was dropped or refused."""
 
 
 class RequestAborted(EdgeprismError):

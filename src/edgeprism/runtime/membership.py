@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from edgeprism.errors import FrameError, PeerError, PeerFault, PeerTimeout
 from edgeprism.runtime.messages import Introduction, LoadOrder, linked_ranks
@@ -28,6 +28,7 @@ TELL_AGAIN_S = 0.5
 RETRY_S = 5.0  # a device that failed is left out for this long, even if it answers
 RETRY_LOAD_S = 30.0  # one that could not load the model
 SILENT = "it does not answer"
+FAILED = "it failed a moment ago"
 
 
 class Membership:
@@ -35,6 +36,9 @@ class Membership:
 
     def __init__(self, transport: Transport, introductions: Mapping[int, Introduction] | None = None) -> None:
         self._transport = transport
+        self.pass_on: Callable[[Frame], None] = lambda frame: None
+        """Is given the frames that are answers to requests."""
+        transport.serve(Kind.FETCH, self._send_weights)
         self._introductions = introductions or {}
         self._peers = frozenset(range(transport.num_devices)) - {transport.rank}
         self._num_losses = dict(transport.num_losses)
@@ -113,10 +117,17 @@ class Membership:
         failures = sorted(failures) or [str(exc)]
         failures += [f"device {peer}: {lost[peer]}" for peer in sorted(lost.keys() & workers - blamed)]
         until = time.monotonic() + RETRY_S
-        self._left_out.update(dict.fromkeys(blamed, (until, "it failed a moment ago")))
+        self._left_out.update(dict.fromkeys(blamed, (until, FAILED)))
         for failure in failures:
             log.warning("%s; the request goes on without it", failure)
         return tuple(failures)
+
+    def suspect(self, peer: int, reason: str) -> None:
+        """A device failed while others go on: it is left out, and has to answer again before it is used."""
+        self._answered.discard(peer)
+        self._told_at.pop(peer, None)
+        self._left_out[peer] = (time.monotonic() + RETRY_S, FAILED)
+        log.warning("%s; its requests go on without it", reason)
 
     def close(self) -> None:
         """Tells the workers that the coordinator has ended."""
@@ -170,9 +181,14 @@ class Membership:
             except PeerError:
                 continue  # it has just gone
 
-    def _send_weights(self, peer: int, question: Frame, weights: WeightFiles) -> None:
+    def _send_weights(self, question: Frame) -> None:
+        """As soon as they are asked for, also in the middle of a request: so the link to a board that comes late is
+        busy, and a chunk costs those at work little."""
+        peer = question.sender
+        if self._weights is None or question.request != self._order_number:
+            return
         try:
-            meta, buffers = weights.answer(question.info)
+            meta, buffers = self._weights.answer(question.info)
             self._transport.send(
                 peer, Kind.CHUNK, epoch=question.epoch, request=question.request, meta=meta, buffers=buffers
             )
@@ -206,8 +222,6 @@ class Membership:
                 self._holds_model.add(peer)
             else:  # it was restarted, or has served another coordinator since
                 self._holds_model.discard(peer)
-        elif frame.request == self._order_number and frame.kind is Kind.FETCH and self._weights is not None:
-            self._send_weights(peer, frame, self._weights)
         elif frame.request == self._order_number and frame.kind is Kind.LOADED:
             self.macs_per_s[peer] = max(1.0, float(frame.info.get("macs_per_s", 0.0)))
             self._holds_model.add(peer)
@@ -216,6 +230,8 @@ class Membership:
             del self._asked[peer]
             reason = f"it could not load the model: {frame.info.get('message', 'no reason given')}"
             self._left_out[peer] = (time.monotonic() + RETRY_LOAD_S, reason)
+        else:
+            self.pass_on(frame)
 
     # Knowing
 

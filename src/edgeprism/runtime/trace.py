@@ -39,6 +39,8 @@ class Trace:
     num_tokens: int
     total_s: float
     devices: tuple[DeviceTrace, ...]
+    queued_s: float = 0.0
+    """Seconds that it waited before it was begun; not part of ``total_s``."""
     failures: tuple[str, ...] = ()
     """Devices that failed during the request, and why; it was then finished by the coordinator."""
     left_out: tuple[str, ...] = ()

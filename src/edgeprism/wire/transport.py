@@ -6,7 +6,10 @@ Life story. One thread owns a transport. It waits until its peers are there (``w
 a newer epoch, waits end in RequestAborted; the thread unwinds to ``receive``, reads the EPOCH frame and sets
 ``epoch``. ``close`` ends it.
 
-An implementation gives ``_post``, ``_poll``, ``connected`` and ``close``.
+Other threads may call ``wake``, which ends a ``watch`` early, and ``interrupt``, after which every wait ends in
+RequestAborted.
+
+An implementation gives ``_post``, ``_poll``, ``_wake``, ``connected`` and ``close``.
 """
 
 from __future__ import annotations
@@ -79,6 +82,8 @@ class Transport(ABC):
         self.is_orphan = False
         """The process that started this one is gone, for good; a peer in ``lost`` may come back."""
         self._mailbox = Mailbox()
+        self._is_interrupted = self._is_woken = False
+        self._handlers_by_kind: dict[Kind, Callable[[Frame], None]] = {}
         self._lost: dict[int, str] = {}
         self.num_losses: Counter[int] = Counter()
         """How often each peer was lost, also for a moment."""
@@ -143,6 +148,26 @@ class Transport(ABC):
             remaining_s = None if end is None else end - time.monotonic()
             is_last = self._pump(remaining_s) or (remaining_s is not None and remaining_s <= 0)
 
+    def watch(self, timeout_s: float) -> None:
+        """Take in what happens, until something has or time is out; frames stay for ``receive``. Returns at once when
+        ``wake`` was called since the last time."""
+        is_woken, self._is_woken = self._is_woken, False
+        self._pump(0.0 if is_woken else timeout_s)
+
+    def wake(self) -> None:
+        """From any thread: a ``watch`` that waits ends now, or the next one at once."""
+        self._is_woken = True
+        self._wake()
+
+    def interrupt(self) -> None:
+        """From any thread: from now on every wait ends in RequestAborted, for this device is about to close."""
+        self._is_interrupted = True
+        self._wake()
+
+    def serve(self, kind: Kind, handler: Callable[[Frame], None]) -> None:
+        """Have frames of this control kind handled as they come, whatever else is waited for."""
+        self._handlers_by_kind[kind] = handler
+
     def wait_control(
         self, kinds: Collection[Kind], from_peers: Iterable[int], deadline: float, *, epoch: int, request: int = 0
     ) -> dict[int, Frame]:
@@ -178,6 +203,11 @@ class Transport(ABC):
         """What is known of a peer that is lost, or was never reached; empty if nothing."""
         return self._lost.get(peer) or self._describe(peer)
 
+    def check_interrupted(self) -> None:
+        """RequestAborted once ``interrupt`` was called."""
+        if self._is_interrupted:
+            raise RequestAborted("this device is closing")
+
     def check_epoch(self, epoch: int) -> None:
         """RequestAborted if a newer epoch has been announced: for long work without exchanges. Never blocks."""
         self._pump(0.0)
@@ -208,6 +238,10 @@ class Transport(ABC):
     @abstractmethod
     def _poll(self, timeout_s: float | None) -> list[Event]:
         """What has happened, in order; waits up to ``timeout_s`` (None: for ever) if nothing has. May return early."""
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """From any thread: make ``_poll`` return, now or as soon as it is called."""
 
     def _describe(self, peer: int) -> str:
         """What is known of a peer that does not answer, for the error message; empty if nothing."""
@@ -293,6 +327,7 @@ class Transport(ABC):
 
     def _pump(self, timeout_s: float | None) -> bool:
         """Take in what has happened; True if a peer was lost by it."""
+        self.check_interrupted()
         began = time.perf_counter()
         events = self._poll(None if timeout_s is None else max(0.0, timeout_s))
         polled = time.perf_counter()
@@ -324,7 +359,10 @@ class Transport(ABC):
         self._lost.pop(message.sender, None)
         self.stats.frames_received += 1
         self.stats.bytes_received += sum(map(len, message.parts))
-        if not self._mailbox.put(frame):
+        handler = self._handlers_by_kind.get(frame.kind)
+        if handler is not None:
+            handler(frame)
+        elif not self._mailbox.put(frame):
             self.stats.frames_dropped += 1
 
     def _drop(self, why: str) -> None:

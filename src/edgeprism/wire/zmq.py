@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import final
 
 import zmq
@@ -65,11 +67,15 @@ class ZmqTransport(Transport):
         self._ranks: dict[str, int] = {}  # of public keys
         self._fds: dict[int, Link] = {}  # of accepted connections
         self._poller = zmq.Poller()
-        self._handlers: dict[Socket | int, Callable[[list[Event]], None]] = {}
+        self._handlers: dict[Socket | int, Callable[[list[Event]], object]] = {}
         self._context: zmq.Context[Socket] = zmq.Context()
         self._gate = Gate(self._context)
         self._router, self._router_monitor = make_router(self._context, keys, limits, self._heartbeat_s)
+        self._wake_lock = threading.Lock()
+        self._wake_fd, self._waker_fd = os.pipe()
+        os.set_blocking(self._waker_fd, False)
         self._bind(bind)
+        self._watch(self._wake_fd, lambda _: os.read(self._wake_fd, 4096))
         self._watch(self._gate.socket, lambda _: self._gate.answer())
         self._watch(self._router_monitor, self._on_router_event)  # before the router: see _on_router_event
         self._watch(self._router, self._read_router)
@@ -123,6 +129,10 @@ class ZmqTransport(Transport):
         close_monitored(self._router, self._router_monitor)
         self._gate.socket.close(0)
         self._context.term()
+        with self._wake_lock:  # or a late wake-up would go to whoever gets the number of this descriptor next
+            for fd in {self._wake_fd, self._waker_fd} - {-1}:
+                os.close(fd)
+            self._wake_fd = self._waker_fd = -1
 
     def _post(self, peer: int, parts: Sequence[Part]) -> None:
         link = self._links.get(peer)
@@ -139,6 +149,10 @@ class ZmqTransport(Transport):
                 handler(events)
         return events
 
+    def _wake(self) -> None:
+        with self._wake_lock, suppress(OSError):  # full: it will wake up anyway; closed: nobody is to be woken
+            os.write(self._waker_fd, b"!")
+
     def _describe(self, peer: int) -> str:
         link = self._links.get(peer)
         return "" if link is None or link.is_up else link.trouble or "no connection yet"
@@ -151,7 +165,7 @@ class ZmqTransport(Transport):
             message = f"cannot listen on {address!r}: {exc.strerror}; give tcp://ADDRESS:PORT of this device"
             raise InputError(message) from exc
 
-    def _watch(self, source: Socket | int, handler: Callable[[list[Event]], None]) -> None:
+    def _watch(self, source: Socket | int, handler: Callable[[list[Event]], object]) -> None:
         self._poller.register(source, zmq.POLLIN)
         self._handlers[source] = handler
 
