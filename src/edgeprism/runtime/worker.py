@@ -19,6 +19,7 @@ from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, 
 from edgeprism.models.model import Model
 from edgeprism.runtime.job import JobRun
 from edgeprism.runtime.messages import Introduction, Job, LoadOrder
+from edgeprism.runtime.probe import serve_probe
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
@@ -71,6 +72,7 @@ class Worker:
         self._model: Model | None = None
         self._staging: Staging | None = None
         self._order_number: int | None = None  # of the order by which the model was loaded
+        serve_probe(transport)
 
     def serve(self) -> None:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""

@@ -62,9 +62,11 @@ class Kind(IntEnum):
     CLOSE = 10
     FETCH = 11
     CHUNK = 12
+    PING = 13
+    PONG = 14
 
 
-ORDERS = frozenset({Kind.REQUEST, Kind.EPOCH, Kind.LOAD, Kind.CLOSE, Kind.CHUNK})
+ORDERS = frozenset({Kind.REQUEST, Kind.EPOCH, Kind.LOAD, Kind.CLOSE, Kind.CHUNK, Kind.PING})
 """Kinds that only the coordinator, device 0, may send."""
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -46,6 +46,8 @@ class Message(NamedTuple):
 
     sender: int
     parts: Sequence[Part]
+    route: tuple[bytes, ...] = ()
+    """Where an answer goes that is for the connection it came by, where that need not be the peer's link."""
 
 
 class Lost(NamedTuple):
@@ -79,6 +81,8 @@ class Transport(ABC):
         self.is_orphan = False
         """The process that started this one is gone, for good; a peer in ``lost`` may come back."""
         self._mailbox = Mailbox()
+        self._handlers_by_kind: dict[Kind, Callable[[Frame], None]] = {}
+        self._handled: Message | None = None  # while a handler runs
         self._lost: dict[int, str] = {}
         self.num_losses: Counter[int] = Counter()
         """How often each peer was lost, also for a moment."""
@@ -143,6 +147,21 @@ class Transport(ABC):
             remaining_s = None if end is None else end - time.monotonic()
             is_last = self._pump(remaining_s) or (remaining_s is not None and remaining_s <= 0)
 
+    def serve(self, kind: Kind, handler: Callable[[Frame], None]) -> None:
+        """Have frames of this control kind handled as they come, whatever else is waited for."""
+        self._handlers_by_kind[kind] = handler
+
+    def answer(
+        self, question: Frame, kind: Kind, *, meta: Mapping[str, Any] | None = None, buffers: Sequence[Buffer] = ()
+    ) -> None:
+        """For a handler: answer the frame in hand by the connection that it came by. PeerLost if that is gone."""
+        assert self._handled is not None, "only the frame that a handler has in hand can be answered"
+        frame = Frame(
+            kind=kind, epoch=question.epoch, request=question.request, sender=self.rank,
+            meta=dump_meta(meta), arrays=tuple(buffers),
+        )  # fmt: skip
+        self._post_back(self._handled, encode(frame, self.limits))
+
     def wait_control(
         self, kinds: Collection[Kind], from_peers: Iterable[int], deadline: float, *, epoch: int, request: int = 0
     ) -> dict[int, Frame]:
@@ -204,6 +223,10 @@ class Transport(ABC):
     @abstractmethod
     def _post(self, peer: int, parts: Sequence[Part]) -> None:
         """Queue a message without blocking. Raises PeerLost."""
+
+    def _post_back(self, message: Message, parts: Sequence[Part]) -> None:
+        """Queue an answer for the connection that a message came by, without blocking. Raises PeerLost."""
+        self._post(message.sender, parts)
 
     @abstractmethod
     def _poll(self, timeout_s: float | None) -> list[Event]:
@@ -324,7 +347,12 @@ class Transport(ABC):
         self._lost.pop(message.sender, None)
         self.stats.frames_received += 1
         self.stats.bytes_received += sum(map(len, message.parts))
-        if not self._mailbox.put(frame):
+        handler = self._handlers_by_kind.get(frame.kind)
+        if handler is not None:
+            self._handled = message
+            handler(frame)
+            self._handled = None
+        elif not self._mailbox.put(frame):
             self.stats.frames_dropped += 1
 
     def _drop(self, why: str) -> None:

@@ -31,6 +31,7 @@ from edgeprism.wire.links import (
     make_router,
     read_events,
     read_message,
+    write_message,
 )
 from edgeprism.wire.transport import Event, Lost, Message, Transport, Up
 
@@ -129,6 +130,16 @@ class ZmqTransport(Transport):
         if link is None:
             raise PeerLost(f"device {peer} is not a peer of this transport", (peer,))
         link.post(parts)
+
+    def _post_back(self, message: Message, parts: Sequence[Part]) -> None:
+        """A connection that has never greeted (``visit``) is answered, too, and the peer's link stays as it is."""
+        if not message.route:
+            self._post(message.sender, parts)
+            return
+        try:
+            write_message(self._router, [*message.route, *parts])
+        except zmq.ZMQError as exc:
+            raise PeerLost(f"who asked is gone: {exc.strerror}", (message.sender,)) from exc
 
     def _poll(self, timeout_s: float | None) -> list[Event]:
         timeout_s = self._redial(timeout_s)
@@ -246,7 +257,7 @@ class ZmqTransport(Transport):
             elif len(parts) == 2 and len(parts[1]) == 0:
                 self._greet(link, parts, events)
             else:
-                events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]]))
+                events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]], (parts[0].bytes,)))
 
     def _greet(self, link: Link, parts: list[zmq.Frame], events: list[Event]) -> None:
         link.prefix = (parts[0].bytes,)
