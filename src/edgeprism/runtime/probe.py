@@ -59,7 +59,7 @@ def facts() -> dict[str, Any]:
         "num_cores": len(available_cores()),
         "num_threads": 0 if torch is None else torch.get_num_threads(),
         "has_cuda": torch is not None and torch.cuda.is_available(),
-        "memory_available_bytes": memory_available_bytes() or 0,
+        "memory_available_bytes": memory_available_bytes(),
     }
 
 
