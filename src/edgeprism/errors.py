@@ -12,6 +12,7 @@ EdgeprismError
 ├── QueueFull                           more requests wait than the caller allows; this one was dropped or refused
 ├── RequestAborted                      the coordinator gave this request up; a worker only unwinds
 └── FrameError                          bytes on the wire that break the frame format
+    └── ForeignProtocol                 a frame of another protocol number
 
 A message says what happened, what was needed and what to do. Our own mistakes are ``assert``, not one of these.
 """
@@ -67,3 +68,11 @@ class RequestAborted(EdgeprismError):
 
 class FrameError(EdgeprismError):
     """A message breaks the frame format; it is dropped and the connection goes on."""
+
+
+class ForeignProtocol(FrameError):
+    """A frame of an edgeprism that speaks another protocol; ``protocol`` is its number."""
+
+    def __init__(self, message: str, protocol: int) -> None:
+        super().__init__(message)
+        self.protocol = protocol

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -56,9 +56,15 @@ class Bench:
         """The keys of a device."""
         return read_key_file(self.root / f"{name}.secret")
 
-    def start(self, rank: int, coordinator: str = "laptop", roots: str = "there/another-name") -> None:
+    def start(
+        self,
+        rank: int,
+        coordinator: str = "laptop",
+        roots: str = "there/another-name",
+        program: Sequence[str] = ("-m", "edgeprism"),
+    ) -> None:
         """A worker process; it is stopped at the end of the test."""
-        command = [sys.executable, "-m", "edgeprism", "worker", "--listen", f"127.0.0.1:{self.ports[rank - 1]}"]
+        command = [sys.executable, *program, "worker", "--listen", f"127.0.0.1:{self.ports[rank - 1]}"]
         command += ["--key", f"pi{rank}.secret", "--coordinator", self.key(coordinator).public, "--models", roots]
         command += ["--threads", "1", "--verbose"]
         environment = dict(os.environ, EDGEPRISM_CACHE=str(self.root / f"cache{rank}"))
@@ -140,6 +146,58 @@ def test_a_cluster_of_workers_through_restarts_and_coordinators(bench: Bench) ->
         assert status == 0
         assert "Traceback" not in said
         assert "device 0 is gone" in said
+
+
+@pytest.mark.processes
+def test_two_coordinators_at_once_never_mix(bench: Bench) -> None:
+    """The second, with the same key and another model, goes on without the workers, which the first keeps; it gets them
+    when the first has ended. All answers are each coordinator's own."""
+    bench.start(1)
+    bench.start(2)
+    inputs, other = example(ARCHITECTURE), make(ARCHITECTURE, seed=7)
+    other.save_pretrained(bench.root / "other")
+    with (
+        edgeprism.Cluster.from_file(bench.file) as second_cluster,
+        edgeprism.Cluster.from_file(bench.file) as cluster,
+        edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan="replica") as engine,
+    ):
+        # which of the two has the workers is decided by who connected first: the one that has no engine yet
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert engine.devices == (0,)
+        assert engine.last_trace is not None
+        assert all("serves another coordinator" in why for why in engine.last_trace.left_out)
+        with edgeprism.load(str(bench.root / "other"), cluster=second_cluster, plan="sequence") as second:
+            for _ in range(5):
+                assert difference(second(**inputs), expected(other, inputs), inputs) <= 1e-4
+                assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+                assert second.last_trace is not None
+                assert [device.device for device in second.last_trace.devices] == [0, 1, 2]
+        second_cluster.close()
+        until(lambda: engine.devices == (0, 1, 2))
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert [device.device for device in engine.last_trace.devices] == [0, 1, 2]
+
+
+@pytest.mark.processes
+def test_another_protocol_is_named_on_both_sides(bench: Bench) -> None:
+    """Both numbers, and the command that mends it; the device is left out, and nothing waits for it."""
+    bench.start(1)
+    newer = "import edgeprism.wire.frame as frame; frame.PROTOCOL = 2; import edgeprism.__main__ as m; m.main()"
+    bench.start(2, program=["-c", newer])
+    inputs = example(ARCHITECTURE)
+    with (
+        edgeprism.Cluster.from_file(bench.file) as cluster,
+        edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan="sequence") as engine,
+    ):
+        began = time.monotonic()
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert time.monotonic() - began < 3
+        assert engine.last_trace is not None
+        assert engine.last_trace.left_out == (
+            "device 2: it speaks protocol 2, this device 1; run here: pip install --upgrade edgeprism",
+        )
+    said = bench.stop(2)[1]
+    assert "it speaks protocol 1, this device 2; run there: pip install --upgrade edgeprism" in said
 
 
 @pytest.mark.processes

@@ -24,7 +24,8 @@ from typing import Any
 
 from edgeprism.errors import InputError
 from edgeprism.specs.plan import MAX_DEVICES
-from edgeprism.wire.keys import OPEN_KEYS, Peer, check_key
+from edgeprism.wire.key_file import read_key_file
+from edgeprism.wire.keys import OPEN_KEYS, KeyPair, Peer, check_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,19 @@ class ClusterFile:
         if sum(member.public_key == OPEN_KEYS.public for member in members[1:]) > 1:
             raise InputError("several devices have no public_key; without keys one can be told from another no more")
         return cls(members=tuple(members))
+
+
+def own_keys(path: Path, own: Member, key: Path | None) -> KeyPair:
+    """The keys of the device that reads the cluster file ``path``: from ``key``, else from NAME.secret beside that
+    file. InputError unless they are those that it lists."""
+    if own.public_key == OPEN_KEYS.public and key is None:
+        return OPEN_KEYS
+    keys = read_key_file(key or path.with_name(f"{own.name}.secret"))
+    if keys.public != own.public_key:
+        raise InputError(
+            f"the key file is of {keys.public}, the cluster file lists {own.public_key} for the coordinator {own.name}"
+        )
+    return keys
 
 
 def split_address(text: str) -> tuple[str, int]:

@@ -9,6 +9,7 @@ it. So a device that was stopped, cut off or late comes back by itself.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 
@@ -28,6 +29,7 @@ TELL_AGAIN_S = 0.5
 RETRY_S = 5.0  # a device that failed is left out for this long, even if it answers
 RETRY_LOAD_S = 30.0  # one that could not load the model
 SILENT = "it does not answer"
+BUSY = "it serves another coordinator with this key; it is used when that one has ended"
 FAILED = "it failed a moment ago"
 
 
@@ -44,6 +46,7 @@ class Membership:
         self._num_losses = dict(transport.num_losses)
         self._told_at: dict[int, float] = {}  # when the newest epoch was last sent to a device
         self._answered: set[int] = set()
+        self._busy: set[int] = set()  # serve another coordinator
         self._links: dict[int, frozenset[int]] = {}  # what each device that answered has a link with
         self._order: LoadOrder | None = None
         self._order_number = 0
@@ -62,7 +65,7 @@ class Membership:
         """
         self._weights = weights
         self.new_epoch()
-        self._order, self._order_number = order, self.epoch
+        self._order, self._order_number = order, 1 + secrets.randbelow(2**31 - 1)
         self._await_answers(self._peers & self._transport.connected(), JOIN_TIMEOUT_S)
         self._ask_to_load()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
@@ -200,7 +203,9 @@ class Membership:
 
     def _await_answers(self, peers: Collection[int], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while set(peers) - self._answered - self._transport.lost().keys():
+        while (
+            set(peers) - self._answered - self._busy - self._transport.lost().keys() - self._transport.foreign().keys()
+        ):
             self._tell_new_epoch()
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
@@ -215,7 +220,10 @@ class Membership:
 
     def _take_answer(self, frame: Frame) -> None:
         peer = frame.sender
-        if frame.kind is Kind.READY and frame.epoch == self.epoch:
+        if frame.kind is Kind.READY and frame.info.get("busy"):
+            self._busy.add(peer)
+        elif frame.kind is Kind.READY and frame.epoch == self.epoch:
+            self._busy.discard(peer)
             self._answered.add(peer)
             self._links[peer] = linked_ranks(frame)
             if frame.info.get("holds") == self._order_number:
@@ -256,7 +264,7 @@ class Membership:
         if self._is_left_out(peer, now):
             return self._left_out[peer][1]
         if peer not in self._answered:
-            return SILENT
+            return BUSY if peer in self._busy else SILENT
         if peer not in self._holds_model:
             return "it does not hold the model yet"
         unlinked = self._unlinked(peer, self._answered & set(ready))

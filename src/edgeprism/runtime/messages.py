@@ -7,6 +7,7 @@ EPOCH    the epoch, in the header: drop all older work. For a worker that was st
          -> READY (links: the devices that it is connected with; holds: the number of the order that it has loaded)
 FETCH    (worker) nothing, or file and offset, with the order's number -> CHUNK: names and sizes of files, or bytes
 CLOSE    end
+PING     what ``probe`` says: bytes and facts that are asked for -> PONG
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
 from edgeprism.runtime.cluster import Cluster
-from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, split_address
+from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, own_keys, split_address
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.weights import WeightCache
 from edgeprism.runtime.worker import Fetch, Worker
 from edgeprism.wire.key_file import read_key_file
-from edgeprism.wire.keys import OPEN_KEYS, KeyPair, Peer, check_key
+from edgeprism.wire.keys import OPEN_KEYS, Peer, check_key
 from edgeprism.wire.zmq import ZmqTransport
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Clust
     """See ``Cluster.from_file``."""
     members = ClusterFile.read(path)
     own = members.members[0]
-    keys = _own_keys(path, own.name, own.public_key, key)
+    keys = own_keys(path, own, key)
     peers = members.peers()
     # Nobody dials the coordinator. A clock that goes on is enough for epochs to grow from one run to the next.
     transport = ZmqTransport(0, keys)
     try:
-        transport.epoch = int(time.time()) % 2**31
+        transport.epoch = int(8 * time.time()) % 2**31
         transport.connect(peers)
         _wait_for(transport, [member.name for member in members.members], require_all=require_all)
     except BaseException:
@@ -124,17 +124,6 @@ def find_model(name: str, wanted: str, roots: Sequence[Path]) -> Path | None:
             return directory
         log.warning("%s is another model than the coordinator's (sha256 %s and %s)", directory, own[:12], wanted[:12])
     return None
-
-
-def _own_keys(path: Path, name: str, public: str, key: Path | None) -> KeyPair:
-    if public == OPEN_KEYS.public and key is None:
-        return OPEN_KEYS
-    keys = read_key_file(key or path.with_name(f"{name}.secret"))
-    if keys.public != public:
-        raise InputError(
-            f"the key file is of {keys.public}, the cluster file lists {public} for the coordinator {name}"
-        )
-    return keys
 
 
 def _wait_for(transport: ZmqTransport, names: Sequence[str], *, require_all: bool) -> None:

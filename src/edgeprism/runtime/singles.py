@@ -122,7 +122,7 @@ class Singles:
         """What a device answered; nothing of it counts when the request is no longer in its hand."""
         device = frame.sender
         held = next((held for held in self._in_hand[device] if held.number == frame.request), None)
-        if held is None or frame.kind not in (Kind.RESULT, Kind.FAULT):
+        if held is None or frame.epoch != self._members.epoch or frame.kind not in (Kind.RESULT, Kind.FAULT):
             return
         if frame.kind is Kind.FAULT:
             reason = f"device {device} failed: {frame.info.get('message', 'no reason given')}"

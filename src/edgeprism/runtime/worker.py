@@ -19,6 +19,7 @@ from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, 
 from edgeprism.models.model import Model
 from edgeprism.runtime.job import JobRun
 from edgeprism.runtime.messages import Introduction, Job, LoadOrder
+from edgeprism.runtime.probe import serve_probe
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
@@ -71,6 +72,8 @@ class Worker:
         self._model: Model | None = None
         self._staging: Staging | None = None
         self._order_number: int | None = None  # of the order by which the model was loaded
+        transport.forgets_with_coordinator = stays
+        serve_probe(transport)
 
     def serve(self) -> None:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""
@@ -89,7 +92,6 @@ class Worker:
             self._lost_at = None
         elif self._lost_at is None:
             self._lost_at = time.monotonic()
-            self._transport.forget()  # the next one may count its epochs anew
         elif time.monotonic() - self._lost_at > FORGET_S and self._model is not None:
             self._forget("the coordinator is gone")
 
@@ -164,6 +166,7 @@ class Worker:
         part = JobRun(self._model, job, self._transport, self._staging, epoch=frame.epoch, request=frame.request)
         tensors = dict(zip(job.tensors, self._staging.from_wire(frame, part.meter), strict=True))
         results = part.run(tensors, self._emit(frame, part)).in_pieces(self._transport.limits.max_array_bytes)
+        self._transport.check_epoch(frame.epoch)
         buffers = self._staging.to_wire([tensor.contiguous() for tensor in results.tensors], part.meter)
         meta = {"trace": asdict(part.trace()), "names": list(results.names)}
         self._transport.send(

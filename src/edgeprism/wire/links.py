@@ -39,6 +39,8 @@ class Link:
         self.peer = peer
         self.socket = socket
         self.prefix: tuple[bytes, ...] = ()
+        self.waiting: list[tuple[bytes, ...]] = []
+        """Prefixes of further connections with the same key: the next one when this one ends."""
         self.is_up = False
         self.trouble = ""
         """Why it is not up, as far as is known."""

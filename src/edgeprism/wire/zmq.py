@@ -33,6 +33,7 @@ from edgeprism.wire.links import (
     make_router,
     read_events,
     read_message,
+    write_message,
 )
 from edgeprism.wire.transport import Event, Lost, Message, Transport, Up
 
@@ -65,7 +66,7 @@ class ZmqTransport(Transport):
         self._heartbeat_s = (heartbeat_s, heartbeat_timeout_s)
         self._links: dict[int, Link] = {}
         self._ranks: dict[str, int] = {}  # of public keys
-        self._fds: dict[int, Link] = {}  # of accepted connections
+        self._fds: dict[int, tuple[Link, tuple[bytes, ...]]] = {}  # of accepted connections, with their prefix
         self._poller = zmq.Poller()
         self._handlers: dict[Socket | int, Callable[[list[Event]], object]] = {}
         self._context: zmq.Context[Socket] = zmq.Context()
@@ -140,6 +141,16 @@ class ZmqTransport(Transport):
             raise PeerLost(f"device {peer} is not a peer of this transport", (peer,))
         link.post(parts)
 
+    def _post_back(self, message: Message, parts: Sequence[Part]) -> None:
+        """A connection that has never greeted (``visit``) is answered, too, and the peer's link stays as it is."""
+        if not message.route:
+            self._post(message.sender, parts)
+            return
+        try:
+            write_message(self._router, [*message.route, *parts])
+        except zmq.ZMQError as exc:
+            raise PeerLost(f"who asked is gone: {exc.strerror}", (message.sender,)) from exc
+
     def _poll(self, timeout_s: float | None) -> list[Event]:
         timeout_s = self._redial(timeout_s)
         events: list[Event] = []
@@ -199,7 +210,7 @@ class ZmqTransport(Transport):
 
     def _forget(self, link: Link) -> None:
         self._lost.pop(link.peer.rank, None)
-        self._fds = {fd: other for fd, other in self._fds.items() if other is not link}
+        self._fds = {fd: other for fd, other in self._fds.items() if other[0] is not link}
         if isinstance(link, DialledLink):
             self._hang_up(link)
 
@@ -242,11 +253,14 @@ class ZmqTransport(Transport):
     def _on_router_event(self, events: list[Event]) -> None:
         """Connections that ended. Looked up before reading on: a new connection may have got the same descriptor."""
         gone = [self._fds.pop(fd, None) for _, fd in read_events(self._router_monitor)]
-        routes = [(link, link.prefix) for link in gone if link is not None]
         self._read_router(events, math.inf)  # what they said before they went counts
-        for link, prefix in routes:
-            if link.prefix == prefix and link.fall("its connection ended"):
+        for link, prefix in filter(None, gone):
+            if link.prefix != prefix:
+                link.waiting = [other for other in link.waiting if other != prefix]
+            elif link.fall("its connection ended"):
                 events.append(Lost(link.peer.rank, link.trouble))
+                if link.waiting:
+                    self._raise_link(link, link.waiting.pop(0), events)
 
     def _read_router(self, events: list[Event], limit: float = _MAX_MESSAGES_A_POLL) -> None:
         while limit > 0:
@@ -260,11 +274,22 @@ class ZmqTransport(Transport):
             elif len(parts) == 2 and len(parts[1]) == 0:
                 self._greet(link, parts, events)
             else:
-                events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]]))
+                route = (parts[0].bytes,)
+                is_of_link = route == link.prefix or not link.prefix
+                events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]], route, is_of_link))
 
     def _greet(self, link: Link, parts: list[zmq.Frame], events: list[Event]) -> None:
-        link.prefix = (parts[0].bytes,)
-        self._fds[int(parts[1].get(zmq.SRCFD))] = link
+        """A new connection is the link, unless one stands: two coordinators may have the same key, and what they want
+        must not be mixed. The second one waits; heartbeats end a connection that is only thought to stand."""
+        prefix = (parts[0].bytes,)
+        self._fds[int(parts[1].get(zmq.SRCFD))] = (link, prefix)
+        if link.is_up:
+            link.waiting.append(prefix)
+        else:
+            self._raise_link(link, prefix, events)
+
+    def _raise_link(self, link: Link, prefix: tuple[bytes, ...], events: list[Event]) -> None:
+        link.prefix = prefix
         link.rise()
         events.append(Up(link.peer.rank))
 
