@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 import edgeprism
 from edgeprism.cli.main import main
@@ -201,6 +202,39 @@ def test_another_protocol_is_named_on_both_sides(bench: Bench) -> None:
 
 
 @pytest.mark.processes
+def test_a_device_that_computes_something_else_is_left_out(bench: Bench) -> None:
+    """Its weights are damaged in memory, after they were checked: named with the difference, and the others go on. What
+    each device runs is in the trace."""
+    bench.start(1)
+    damages = """
+import torch, edgeprism.runtime.remote as remote
+load = remote.load_pretrained
+def damaged(*args, **kwargs):
+    model = load(*args, **kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return model
+remote.load_pretrained = damaged
+import edgeprism.__main__ as m
+m.main()
+"""
+    bench.start(2, program=["-c", damages])
+    inputs = example(ARCHITECTURE)
+    with (
+        edgeprism.Cluster.from_file(bench.file) as cluster,
+        edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan="sequence") as engine,
+    ):
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert engine.last_trace is not None
+        assert [device.device for device in engine.last_trace.devices] == [0, 1]
+        assert "device 2: its first block is off by" in engine.last_trace.left_out[0]
+        assert "float32 allows 1e-04" in engine.last_trace.left_out[0]
+        assert set(engine.last_trace.versions) == {0, 1}
+        assert all(f"torch {torch.__version__}" in runs for runs in engine.last_trace.versions.values())
+
+
+@pytest.mark.processes
 def test_foreign_devices_are_named_and_weights_are_sent(bench: Bench) -> None:
     """One serves another coordinator and is left out with its reason; one has other weights, and gets the right ones,
     which the next coordinator finds there."""
@@ -356,6 +390,9 @@ def test_duplicate_keys_and_addresses_are_refused(tmp_path: Path) -> None:
         (("worker", "--listen", "127.0.0.1:5555", "--models", "nowhere"), "is no directory"),
         (("worker", "--listen", "127.0.0.1:5555", "--threads", "0"), "at least 1"),
         (("worker", "--listen", "127.0.0.1:5555", "--cache-gb", "0"), "above 0"),
+        (("worker", "--listen", "127.0.0.1:5555", "--cores", "zero"), "must be numbers"),
+        (("worker", "--listen", "127.0.0.1:5555", "--cores", "4096"), "this process may use"),
+        (("worker", "--listen", "127.0.0.1:5555", "--device", "gpu"), "cannot be used here"),
         (("worker", "--listen", "203.0.113.7:5555", "--key", "pi1.secret", "--coordinator", KEY), "cannot listen on"),
         (("keys", "new", "pi1"), "exists already"),
         (("keys", "new", "../pi1"), "letters, digits"),

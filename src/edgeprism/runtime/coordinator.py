@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from edgeprism.errors import PeerError, PeerTimeout
+from edgeprism.errors import PeerError, PeerFault, PeerTimeout
 from edgeprism.models.model import Model, Tokens
+from edgeprism.runtime.accelerator import TOLERANCES, block_rows, difference
 from edgeprism.runtime.job import WORKERS_PART, JobRun, Results, as_sent, replica_job
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Job, LoadOrder
 from edgeprism.runtime.patience import Patience
+from edgeprism.runtime.probe import versions
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.runtime.trace import DeviceTrace, Trace
 from edgeprism.runtime.weights import WeightFiles
@@ -71,6 +73,9 @@ class Coordinator:
         self._transport, self._model, self._members, self._patience = transport, model, members, patience
         self._staging = Staging(model.device)
         self._members.macs_per_s[0] = measure_speed(model)
+        self._members.versions[0] = ", ".join(f"{name} {number}" for name, number in versions().items())
+        self._members.check = self._what_is_wrong
+        self._reference = block_rows(model)
         self._numbers, self._request_number = numbers, 0
         self._running: Request | None = None
 
@@ -80,9 +85,26 @@ class Coordinator:
         if self._transport.num_devices > 1:
             self._members.load(order, weights)
 
+    def _what_is_wrong(self, loaded: Frame) -> str:
+        try:
+            (rows,) = self._staging.from_wire(loaded, Meter())
+        except (PeerFault, ValueError):
+            return "it did not say what it computes; run the same edgeprism on both"
+        off, tolerance = difference(rows.cpu(), self._reference), TOLERANCES[self._model.dtype]
+        if off <= tolerance:
+            return ""
+        return (
+            f"its first block is off by {off:.1e} of the largest value, and {self._dtype} allows {tolerance:.0e}: its "
+            f"hardware or its torch ({loaded.info.get('versions')}) computes something else"
+        )
+
     def ready(self) -> tuple[int, ...]:
         """The devices that a request would use now, the coordinator first."""
         return self._members.ready() if self._transport.num_devices > 1 else (0,)
+
+    def versions_of(self, trace: Trace) -> dict[int, str]:
+        """What the devices of a request run."""
+        return {device.device: self._members.versions.get(device.device, "") for device in trace.devices}
 
     def plan_of(self, plan: str | Plan, codec: CodecSpec) -> Plan:
         """The plan of the next request, with shares, for a strategy's name."""
@@ -145,10 +167,6 @@ class Coordinator:
             self._members.new_epoch()
             raise
         return replace(self._trace(request, started_s, (run.trace(), *traces)), left_out=left_out)
-
-    def close(self) -> None:
-        """Tells the workers that this coordinator has ended."""
-        self._members.close()
 
     def _feasible(self, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
         """The plan over the devices that are ready: the shares of the others go to those, in proportion. And which

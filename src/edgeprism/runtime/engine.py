@@ -25,6 +25,7 @@ from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
 from edgeprism.models.text import check_ids
+from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
@@ -59,7 +60,8 @@ def load(
     """A model, ready to be called. ``model`` is a hub id, a directory in Hugging Face format, or a loaded model.
 
     ``plan``: "auto", "local", "replica", "sequence", or a ``Plan``. ``codec``: what travels under `sequence`, such as
-    "exact", "means:9.9", "kv:int8". ``dtype``: the checkpoint's by default. For ``Engine.submit``: ``max_pending``
+    "exact", "means:9.9", "kv:int8". ``device``: CUDA by default if a kernel runs there, else the CPU. ``dtype``: of all
+    devices, the checkpoint's by default. For ``Engine.submit``: ``max_pending``
     requests may wait, ``when_full`` says what happens to more ("block", "drop_oldest", "reject"), and with
     ``keep_order`` they are answered in the order in which they came. Raises InputError, one line that says what cannot
     be used and what can.
@@ -104,7 +106,7 @@ class Engine:
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
         try:
-            self._thread.call(lambda: self._set_up(model, _device(device), _dtype(dtype)))
+            self._thread.call(lambda: self._set_up(model, _device_of(model, device), _dtype(dtype)))
         except BaseException:
             self.close()
             raise
@@ -321,7 +323,7 @@ class Engine:
             return LoadOrder(model=directory, dtype=dtype, device=device.type), None
         name = model if isinstance(model, str) else directory
         identity = fingerprint(Path(directory))
-        return LoadOrder(model=name, dtype=dtype, device="cpu", fingerprint=identity), WeightFiles(Path(directory))
+        return LoadOrder(model=name, dtype=dtype, device="", fingerprint=identity), WeightFiles(Path(directory))
 
     def _directory(self, model: str | PreTrainedModel) -> str:
         """Where worker processes read the weights: a model that was given loaded is saved for them, until ``close``."""
@@ -347,15 +349,9 @@ def _adapted(model: str | PreTrainedModel, device: torch.device, dtype: torch.dt
     return adapt(model)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """The accelerator asked for; the CPU by default. InputError where no kernel runs there."""
-    try:
-        chosen = torch.device(device or "cpu")
-        torch.zeros(1, device=chosen).add_(1)
-    except (RuntimeError, AssertionError) as exc:  # a name that torch does not know, or hardware that is not there
-        reason = str(exc).splitlines()[0]
-        raise InputError(f"device {device!r} cannot be used here ({reason}); use cpu, or cuda where it works") from exc
-    return chosen
+def _device_of(model: str | PreTrainedModel, device: str | torch.device | None) -> torch.device:
+    """A model that was given loaded stays where it is, unless another place is named."""
+    return choose_device(model.device if device is None and isinstance(model, PreTrainedModel) else device)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -28,6 +28,7 @@ READY_TIMEOUT_S = 0.25  # an idle or waiting worker answers within milliseconds,
 TELL_AGAIN_S = 0.5
 RETRY_S = 5.0  # a device that failed is left out for this long, even if it answers
 RETRY_LOAD_S = 30.0  # one that could not load the model
+RETRY_WRONG_S = 600.0  # one that computes something else
 SILENT = "it does not answer"
 BUSY = "it serves another coordinator with this key; it is used when that one has ended"
 FAILED = "it failed a moment ago"
@@ -40,6 +41,10 @@ class Membership:
         self._transport = transport
         self.pass_on: Callable[[Frame], None] = lambda frame: None
         """Is given the frames that are answers to requests."""
+        self.check: Callable[[Frame], str] = lambda loaded: ""
+        """Says what is wrong with what a device computes, as its LOADED frame shows; empty if nothing."""
+        self.versions: dict[int, str] = {}
+        """What each device runs, as it says."""
         transport.serve(Kind.FETCH, self._send_weights)
         self._introductions = introductions or {}
         self._peers = frozenset(range(transport.num_devices)) - {transport.rank}
@@ -132,14 +137,6 @@ class Membership:
         self._left_out[peer] = (time.monotonic() + RETRY_S, FAILED)
         log.warning("%s; its requests go on without it", reason)
 
-    def close(self) -> None:
-        """Tells the workers that the coordinator has ended."""
-        for peer in self._peers:
-            try:
-                self._transport.send(peer, Kind.CLOSE, epoch=self.epoch)
-            except PeerError:
-                continue  # it is gone already
-
     def _forget_lost(self) -> None:
         """Who was lost, if only for a moment, has to answer again, and may have dropped what it was asked to load."""
         self._transport.lost()  # takes in what has happened
@@ -231,15 +228,28 @@ class Membership:
             else:  # it was restarted, or has served another coordinator since
                 self._holds_model.discard(peer)
         elif frame.request == self._order_number and frame.kind is Kind.LOADED:
-            self.macs_per_s[peer] = max(1.0, float(frame.info.get("macs_per_s", 0.0)))
-            self._holds_model.add(peer)
-            log.info("device %d holds the model", peer)
+            self._take_loaded(frame)
         elif frame.request == self._order_number and frame.kind is Kind.FAULT and peer in self._loading():
             del self._asked[peer]
             reason = f"it could not load the model: {frame.info.get('message', 'no reason given')}"
             self._left_out[peer] = (time.monotonic() + RETRY_LOAD_S, reason)
         else:
             self.pass_on(frame)
+
+    def _take_loaded(self, frame: Frame) -> None:
+        """A device holds the model: it may be used if it computes what this one does."""
+        peer, info = frame.sender, frame.info
+        self._asked.pop(peer, None)
+        speed, versions = info.get("macs_per_s"), info.get("versions")
+        trouble = self.check(frame)
+        if trouble:
+            self._left_out[peer] = (time.monotonic() + RETRY_WRONG_S, trouble)
+            log.warning("device %d is left out: %s", peer, trouble)
+            return
+        self.macs_per_s[peer] = max(1.0, float(speed)) if isinstance(speed, int | float) else 1.0
+        self.versions[peer] = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
+        self._holds_model.add(peer)
+        log.info("device %d holds the model", peer)
 
     # Knowing
 

@@ -8,17 +8,21 @@ cluster file changed, without touching any other device.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from edgeprism.errors import InputError, ModelFilesError, PeerError, PeerTimeout
 from edgeprism.models.load import load_pretrained
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
+from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, own_keys, split_address
 from edgeprism.runtime.messages import Introduction, LoadOrder
@@ -60,6 +64,8 @@ def serve(
     coordinator: str | None,
     roots: Sequence[Path],
     cache: WeightCache,
+    device: str | None = None,
+    cores: tuple[int, ...] | None = None,
     num_threads: int | None = None,
 ) -> None:
     """`edgeprism worker`: serves the coordinator with that public key until SIGTERM or SIGINT, which let a request end.
@@ -67,8 +73,6 @@ def serve(
     ``roots``: directories whose subdirectories are models that it has; what it lacks is sent into ``cache``. InputError
     for an address, a key or a root that cannot be used.
     """
-    import torch
-
     host, port = split_address(listen)
     if (key is None) != (coordinator is None):
         raise InputError("--key and --coordinator belong together: this device's secret, and whom it serves")
@@ -80,21 +84,29 @@ def serve(
     keys = OPEN_KEYS if key is None else read_key_file(key)
     whom = OPEN_KEYS.public if coordinator is None else coordinator
     check_key(whom)
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    if cores is not None:
+        os.sched_setaffinity(0, cores)  # before torch and libzmq start threads of their own
+    torch_device = choose_device(device)
+    if num_threads is not None or cores is not None:
+        torch.set_num_threads(num_threads or len(cores or ()))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with ZmqTransport(NO_RANK, keys, bind=f"tcp://{host}:{port}") as transport:
         transport.connect([Peer(rank=0, public_key=whom)])
         log.warning("listens on %s; serves the coordinator with key %s", transport.address, whom)
-        Worker(
-            transport, lambda order, fetch: load_order(order, fetch, roots, cache), ends=stop.is_set, stays=True
-        ).serve()
+        log.info("computes on %s", torch_device)
+
+        def load(order: LoadOrder, fetch: Fetch) -> Model:
+            return load_order(order, fetch, roots, cache, torch_device)
+
+        Worker(transport, load, ends=stop.is_set, stays=True).serve()
     log.warning("has ended")
 
 
-def load_order(order: LoadOrder, fetch: Fetch, roots: Sequence[Path], cache: WeightCache) -> Model:
+def load_order(
+    order: LoadOrder, fetch: Fetch, roots: Sequence[Path], cache: WeightCache, device: torch.device
+) -> Model:
     """The model of an order: this device's own copy if it is the same, one that was sent before, or one sent now."""
     directory = find_model(order.model, order.fingerprint, roots) or cache.find(order.fingerprint)
     if directory is None:
@@ -102,7 +114,7 @@ def load_order(order: LoadOrder, fetch: Fetch, roots: Sequence[Path], cache: Wei
         directory = cache.fetch(order.fingerprint, fetch.ask, fetch.next_chunk)
     if order.dtype not in DTYPES:
         raise ModelFilesError(f"dtype {order.dtype!r} is unknown here; run the same edgeprism on both devices")
-    return adapt(load_pretrained(str(directory), dtype=DTYPES[order.dtype]))
+    return adapt(load_pretrained(str(directory), dtype=DTYPES[order.dtype]).to(device))  # type: ignore[arg-type]
 
 
 def find_model(name: str, wanted: str, roots: Sequence[Path]) -> Path | None:

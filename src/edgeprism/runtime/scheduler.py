@@ -87,7 +87,9 @@ class Scheduler:
             self._queue.finish(answer, exc)
             return True
         trace = noted(outcome.trace, answer._plan, self._transport.num_devices)
-        answer.trace = replace(trace, queued_s=began_s - answer._submitted_s)
+        answer.trace = replace(
+            trace, versions=self.coordinator.versions_of(trace), queued_s=began_s - answer._submitted_s
+        )
         self._queue.finish(answer, outcome.output)
         return True
 

@@ -270,6 +270,7 @@ class Singles:
             queued_s=held.given_s - answer._submitted_s,
             devices=parts,
             failures=answer._failures,
+            versions={part.device: self._members.versions.get(part.device, "") for part in parts},
             left_out=tuple(f"device {peer}: {why}" for peer, why in self._members.absent().items()),
         )
         self._queue.finish(answer, output)

@@ -259,7 +259,8 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Leave; the others see this device as lost. Frames not sent yet are dropped. Closing twice is fine."""
+        """Leave; the others see this device as lost. Frames not sent within a moment are dropped. Closing twice is
+        fine."""
 
     @abstractmethod
     def _post(self, peer: int, parts: Sequence[Part]) -> None:

@@ -39,6 +39,7 @@ from edgeprism.wire.transport import Event, Lost, Message, Transport, Up
 
 _MAX_MESSAGES_A_POLL = 64
 _SMALL_BYTES = 4096
+_LINGER_S = 0.3
 
 
 @final
@@ -123,11 +124,11 @@ class ZmqTransport(Transport):
         return {rank for rank, link in self._links.items() if link.is_up}
 
     def close(self) -> None:
-        """Close every socket, dropping what is not sent yet."""
+        """Close every socket. What is not sent yet has a moment to go: a result, or the word that this is the end."""
         for link in self._links.values():
             if isinstance(link, DialledLink):
-                close_monitored(link.socket, link.monitor)
-        close_monitored(self._router, self._router_monitor)
+                close_monitored(link.socket, link.monitor, _LINGER_S)
+        close_monitored(self._router, self._router_monitor, _LINGER_S)
         self._gate.socket.close(0)
         self._context.term()
         with self._wake_lock:  # or a late wake-up would go to whoever gets the number of this descriptor next
