@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from edgeprism.errors import InputError, ModelFilesError, PeerError, PeerTimeout
@@ -21,6 +22,7 @@ from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, split_address
+from edgeprism.runtime.discovery import announced
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.weights import WeightCache
 from edgeprism.runtime.worker import Fetch, Worker
@@ -61,11 +63,12 @@ def serve(
     roots: Sequence[Path],
     cache: WeightCache,
     num_threads: int | None = None,
+    announce: str | None = None,
 ) -> None:
     """`edgeprism worker`: serves the coordinator with that public key until SIGTERM or SIGINT, which let a request end.
 
-    ``roots``: directories whose subdirectories are models that it has; what it lacks is sent into ``cache``. InputError
-    for an address, a key or a root that cannot be used.
+    ``roots``: directories whose subdirectories are models that it has; what it lacks is sent into ``cache``.
+    ``announce``: the name under which others on the network find it. InputError for what cannot be used of these.
     """
     import torch
 
@@ -80,6 +83,8 @@ def serve(
     keys = OPEN_KEYS if key is None else read_key_file(key)
     whom = OPEN_KEYS.public if coordinator is None else coordinator
     check_key(whom)
+    if whom == OPEN_KEYS.public and not is_loopback(host):
+        raise InputError("--coordinator is the key of those who have none, which everybody knows: make one of its own")
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     stop = threading.Event()
@@ -88,9 +93,10 @@ def serve(
     with ZmqTransport(NO_RANK, keys, bind=f"tcp://{host}:{port}") as transport:
         transport.connect([Peer(rank=0, public_key=whom)])
         log.warning("listens on %s; serves the coordinator with key %s", transport.address, whom)
-        Worker(
-            transport, lambda order, fetch: load_order(order, fetch, roots, cache), ends=stop.is_set, stays=True
-        ).serve()
+        with nullcontext() if announce is None else announced(announce, transport.address, keys.public):
+            Worker(
+                transport, lambda order, fetch: load_order(order, fetch, roots, cache), ends=stop.is_set, stays=True
+            ).serve()
     log.warning("has ended")
 
 
