@@ -28,8 +28,10 @@ class KeyPair:
         """A new pair from the system's randomness."""
         import zmq
 
-        public, secret = zmq.curve_keypair()
-        return cls(public=public.decode(), secret=secret.decode())
+        while True:
+            public, secret = zmq.curve_keypair()
+            if not public.startswith(b"-"):  # on a command line it would pass for an option
+                return cls(public=public.decode(), secret=secret.decode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
