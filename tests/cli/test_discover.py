@@ -35,8 +35,9 @@ from zeroconf import (
 from edgeprism.cli.discover import to_toml
 from edgeprism.cli.main import main
 from edgeprism.errors import InputError
+from edgeprism.runtime.announce import LOOPBACK
 from edgeprism.runtime.cluster_file import ClusterFile
-from edgeprism.runtime.discovery import LOOPBACK, MAX_FOUND, SERVICE, Announcement, find
+from edgeprism.runtime.discovery import MAX_FOUND, SERVICE, Announcement, find
 from edgeprism.wire.key_file import read_key_file
 from edgeprism.wire.keys import OPEN_KEYS, KeyPair
 
@@ -220,8 +221,8 @@ def test_one_key_under_two_names_is_pointed_out() -> None:
 
 BOARD = """
 import json, subprocess, sys
-from edgeprism.runtime import discovery
-discovery._RECHECK_S = 0.2
+from edgeprism.runtime import announce, discovery
+announce._RECHECK_S = 0.2
 def ip(words):
     subprocess.run(["ip", *words.split()], check=True)
 def others_find(seconds):
@@ -234,14 +235,14 @@ assert other.stdout.readline() == "ready\\n"
 ip("link set lo up")
 ip(f"link add here type veth peer name there netns {other.pid}")
 ip("link set here up")
-with discovery.announced("pi1", "tcp://0.0.0.0:5555", sys.argv[1]):
+with announce.announced("pi1", "tcp://0.0.0.0:5555", sys.argv[1]):
     found = others_find(0.5)
     assert found == [], "it has no address yet"
     ip("addr add 192.0.2.7/24 dev here")
     ip("addr add 192.0.2.130/25 dev here")
     found = others_find(5)
 assert found == [["pi1", ["192.0.2.7", "192.0.2.130"], 5555, sys.argv[1]]], found
-with discovery.announced("pi1", "tcp://127.0.0.1:5555", sys.argv[1]):
+with announce.announced("pi1", "tcp://127.0.0.1:5555", sys.argv[1]):
     found = others_find(3)
     (one,) = discovery.find(2, "127.0.0.1").devices
 assert found == [] and one.addresses == ("127.0.0.1",), (found, one)

@@ -1,4 +1,4 @@
-"""Discovery by mDNS: a worker says on its network where it listens, and `edgeprism discover` lists who says so.
+"""Discovery by mDNS: what a worker says of itself (``announce`` says it), and the list of who says so.
 
 [Note: discovery admits nobody] What comes is a proposal from anybody on the network. It is checked for its form, so
 that it can be printed, and returned; nothing here opens a connection, writes a file, or reaches the list of admitted
@@ -11,15 +11,12 @@ import asyncio
 import ipaddress
 import logging
 import re
-import secrets
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgeprism.errors import InputError
-from edgeprism.runtime.cluster_file import is_loopback, split_address
+from edgeprism.runtime.cluster_file import is_loopback
 from edgeprism.wire.frame import PROTOCOL
 from edgeprism.wire.keys import OPEN_KEYS, check_key
 
@@ -33,14 +30,11 @@ MAX_FOUND = 32
 """Devices that one search takes; a flood of announcements fills neither memory nor screen."""
 MAX_ADDRESSES = 8
 """Addresses of one device."""
-LOOPBACK, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 _MAX_NAME = 63  # a label of DNS
 _NUMBER = re.compile(rb"[0-9]{1,3}")
-_RECHECK_S = 5.0  # a board's network may come after its worker, and change
 _RESOLVE_S = 1.0
-_WITHDRAW_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +54,7 @@ class Announcement:
             raise InputError(f"port {self.port} must be 1 to 65535")
         if not 0 <= self.protocol < 2**8:
             raise InputError(f"protocol number {self.protocol} must be 0 to 255")
-        if not 0 < len(self.addresses) <= MAX_ADDRESSES or not all(map(_is_host, self.addresses)):
+        if not 0 < len(self.addresses) <= MAX_ADDRESSES or not all(map(is_host, self.addresses)):
             raise InputError(f"a device has 1 to {MAX_ADDRESSES} IPv4 addresses of its own, not {self.addresses}")
         if self.public_key == OPEN_KEYS.public and not all(map(is_loopback, self.addresses)):
             raise InputError("without a key of its own a device is on loopback only")
@@ -88,29 +82,6 @@ def require_zeroconf() -> None:
         import zeroconf  # noqa: F401
     except ImportError:
         raise InputError("discovery needs the library zeroconf; run: pip install 'edgeprism[discover]'") from None
-
-
-@contextmanager
-def announced(name: str, endpoint: str, public_key: str) -> Iterator[None]:
-    """Announces a worker that listens at ``endpoint`` (``tcp://0.0.0.0:5555``) for as long as the block runs.
-
-    From a thread of its own: neither a slow network nor a stranger who holds the name keeps the worker from serving.
-    """
-    require_zeroconf()
-    host, port = split_address(endpoint.removeprefix("tcp://"))
-    check_name(name)
-    if host != EVERYWHERE and not _is_host(host):
-        raise InputError(f"a worker at {host} cannot be announced: that takes an IPv4 address")
-    ends = threading.Event()
-    thread = threading.Thread(
-        target=_keep_announcing, args=(name, host, port, public_key, ends), name="announce", daemon=True
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        ends.set()
-        thread.join(_WITHDRAW_S)
 
 
 def find(seconds: float, interface: str | None = None) -> Found:
@@ -142,58 +113,13 @@ def own_interfaces() -> list[ipaddress.IPv4Interface]:
     ]
 
 
-def addresses_of(host: str) -> tuple[str, ...]:
-    """Where a worker that is bound to ``host`` is reached: there, or (0.0.0.0) at the address of every interface."""
-    if host != EVERYWHERE:
-        return (host,)
-    return tuple(sorted(str(one.ip) for one in own_interfaces() if not one.is_loopback))[:MAX_ADDRESSES]
-
-
-def _keep_announcing(name: str, host: str, port: int, public_key: str, ends: threading.Event) -> None:
-    """Until the end; anew when the addresses change. What goes wrong is said once, and tried again."""
-    from zeroconf import Error
-
-    said = ""
-    while not ends.is_set():
-        try:
-            if addresses := addresses_of(host):
-                with _published(Announcement(name=name, addresses=addresses, port=port, public_key=public_key)):
-                    said = ""
-                    while not ends.wait(_RECHECK_S) and addresses_of(host) == addresses:
-                        pass
-                continue
-        except (Error, OSError, InputError) as exc:
-            trouble = f"{type(exc).__name__} {exc}".strip()
-            if trouble != said:
-                log.warning("cannot announce itself, and goes on trying: %s", trouble)
-            said = trouble
-        ends.wait(_RECHECK_S)
-
-
-@contextmanager
-def _published(announcement: Announcement) -> Iterator[None]:
-    """On the interfaces of its addresses, and nowhere else; withdrawn at the end."""
-    from zeroconf import IPVersion, ServiceInfo, Zeroconf
-
-    interfaces = [LOOPBACK if is_loopback(address) else address for address in announcement.addresses]
-    info = ServiceInfo(
-        SERVICE,
-        f"{announcement.name}.{SERVICE}",
-        port=announcement.port,
-        properties={"protocol": str(announcement.protocol), "public_key": announcement.public_key},
-        parsed_addresses=list(announcement.addresses),
-        # Its own, even where two boards have one name: the addresses of a host name are taken together.
-        server=f"edgeprism-{secrets.token_hex(8)}.local.",
-    )
-    with Zeroconf(interfaces=interfaces, ip_version=IPVersion.V4Only) as zeroconf:
-        zeroconf.register_service(info, allow_name_change=True)  # two boards may well be called raspberrypi
-        log.warning(
-            "announces itself as %s, %s, with public key %s",
-            info.name.removesuffix(f".{SERVICE}"),
-            ", ".join(f"{address}:{announcement.port}" for address in announcement.addresses),
-            announcement.public_key,
-        )
-        yield
+def is_host(address: str) -> bool:
+    """Whether one device can have it."""
+    try:
+        host = ipaddress.IPv4Address(address)
+    except ValueError:
+        return False
+    return not (host.is_unspecified or host.is_multicast or host.is_reserved)
 
 
 async def _browse(seconds: float, interfaces: Sequence[str]) -> tuple[Sequence[ServiceInfo], int]:
@@ -245,7 +171,7 @@ def _announcement_of(info: ServiceInfo, own: Sequence[ipaddress.IPv4Interface]) 
     if not _NUMBER.fullmatch(protocol):
         raise InputError("it names no protocol number")
     addresses = sorted(
-        set(filter(_is_host, info.parsed_addresses(IPVersion.V4Only))), key=lambda one: (_distance(one, own), one)
+        set(filter(is_host, info.parsed_addresses(IPVersion.V4Only))), key=lambda one: (_distance(one, own), one)
     )
     return Announcement(
         name=info.name.removesuffix(f".{SERVICE}"),
@@ -262,12 +188,3 @@ def _distance(address: str, own: Sequence[ipaddress.IPv4Interface]) -> int:
     if any(host == one.ip for one in own):
         return 2
     return 0 if any(host in one.network for one in own) else 1
-
-
-def _is_host(address: str) -> bool:
-    """Whether one device can have it."""
-    try:
-        host = ipaddress.IPv4Address(address)
-    except ValueError:
-        return False
-    return not (host.is_unspecified or host.is_multicast or host.is_reserved)

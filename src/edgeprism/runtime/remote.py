@@ -20,9 +20,9 @@ from edgeprism.models.load import load_pretrained
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
+from edgeprism.runtime.announce import announced
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, split_address
-from edgeprism.runtime.discovery import announced
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.weights import WeightCache
 from edgeprism.runtime.worker import Fetch, Worker
