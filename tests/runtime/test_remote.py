@@ -22,11 +22,11 @@ from edgeprism.models.manifest import fingerprint
 from edgeprism.runtime.cluster_file import ClusterFile
 from edgeprism.runtime.remote import find_model
 from edgeprism.wire.key_file import read_key_file
-from edgeprism.wire.keys import KeyPair
+from edgeprism.wire.keys import OPEN_KEYS, KeyPair
 from tests.families import difference, example, expected, make
 
 ARCHITECTURE = "BertForSequenceClassification"
-KEY = "E=<)Yn:YP:WhEFE8cyvydOxoP4&+015db^5QqEx["
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
 
 
 class Bench:
@@ -345,6 +345,8 @@ def test_a_name_leads_nowhere_outside_the_roots(tmp_path: Path, name: str) -> No
         ('[[device]]\nname = "a"\naddress = "10.0.0.1:70000"', "must look like"),
         ('[[device]]\nname = "a"\naddress = "10.0.0.1:5555"', "without keys"),
         ('[[device]]\nname = "a"\naddress = "10.0.0.1:5555"\npublic_key = "short"', "is not one"),
+        (f'[[device]]\nname = "a"\naddress = "10.0.0.1:5555"\npublic_key = "{OPEN_KEYS.public}"', "of its own"),
+        ('[[device]]\nname = "a"\naddress = "10.0.0.1:5555"\npublic_key = "' + "#" * 40 + '"', "is not one"),
         (f'[[device]]\nname = 3\naddress = "10.0.0.1:5555"\npublic_key = "{KEY}"', "needs name, as text"),
         (f'[[device]]\nname = "a"\naddres = "10.0.0.1:5555"\npublic_key = "{KEY}"', "addres, which means nothing"),
         ('[[device]]\nname = "coordinator"\naddress = "127.0.0.1:5555"', "name 'coordinator' is there twice"),
@@ -387,6 +389,7 @@ def test_duplicate_keys_and_addresses_are_refused(tmp_path: Path) -> None:
         (("worker", "--listen", "127.0.0.1:5555", "--key", "open.secret", "--coordinator", KEY), "chmod 600"),
         (("worker", "--listen", "127.0.0.1:5555", "--key", "bad.secret", "--coordinator", KEY), "needs exactly"),
         (("worker", "--listen", "127.0.0.1:5555", "--key", "pi1.secret", "--coordinator", "no key"), "40 characters"),
+        (("worker", "--listen", "0.0.0.0:5555", "--key", "pi1.secret", "--coordinator", OPEN_KEYS.public), "everybody"),
         (("worker", "--listen", "127.0.0.1:5555", "--models", "nowhere"), "is no directory"),
         (("worker", "--listen", "127.0.0.1:5555", "--threads", "0"), "at least 1"),
         (("worker", "--listen", "127.0.0.1:5555", "--cache-gb", "0"), "above 0"),

@@ -131,8 +131,10 @@ def _member(table: object, where: str, needed: tuple[str, ...]) -> Member:
         if not isinstance(table.get(field, ""), str) or (field in needed and not table.get(field)):
             raise InputError(f"{where} needs {field}, as text")
     address, key = table.get("address", ""), table.get("public_key", "")
-    if address and not is_loopback(split_address(address)[0]) and not key:
-        raise InputError(f"{where} ({table['name']}) has no public_key; without keys a device must be on loopback")
+    if address and not is_loopback(split_address(address)[0]) and key in ("", OPEN_KEYS.public):
+        raise InputError(
+            f"{where} ({table['name']}) has no public_key of its own; without keys a device must be on loopback"
+        )
     if key:
         try:
             check_key(key)

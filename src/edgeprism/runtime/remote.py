@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
 from edgeprism.runtime.accelerator import choose_device
+from edgeprism.runtime.announce import announced
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, own_keys, split_address
 from edgeprism.runtime.messages import Introduction, LoadOrder
@@ -67,11 +69,12 @@ def serve(
     device: str | None = None,
     cores: tuple[int, ...] | None = None,
     num_threads: int | None = None,
+    announce: str | None = None,
 ) -> None:
     """`edgeprism worker`: serves the coordinator with that public key until SIGTERM or SIGINT, which let a request end.
 
-    ``roots``: directories whose subdirectories are models that it has; what it lacks is sent into ``cache``. InputError
-    for an address, a key or a root that cannot be used.
+    ``roots``: directories whose subdirectories are models that it has; what it lacks is sent into ``cache``.
+    ``announce``: the name under which others on the network find it. InputError for what cannot be used of these.
     """
     host, port = split_address(listen)
     if (key is None) != (coordinator is None):
@@ -84,6 +87,8 @@ def serve(
     keys = OPEN_KEYS if key is None else read_key_file(key)
     whom = OPEN_KEYS.public if coordinator is None else coordinator
     check_key(whom)
+    if whom == OPEN_KEYS.public and not is_loopback(host):
+        raise InputError("--coordinator is the key of those who have none, which everybody knows: make one of its own")
     if cores is not None:
         os.sched_setaffinity(0, cores)  # before torch and libzmq start threads of their own
     torch_device = choose_device(device)
@@ -100,7 +105,8 @@ def serve(
         def load(order: LoadOrder, fetch: Fetch) -> Model:
             return load_order(order, fetch, roots, cache, torch_device)
 
-        Worker(transport, load, ends=stop.is_set, stays=True).serve()
+        with nullcontext() if announce is None else announced(announce, transport.address, keys.public):
+            Worker(transport, load, ends=stop.is_set, stays=True).serve()
     log.warning("has ended")
 
 
