@@ -24,7 +24,7 @@ NUM_PICTURES, ROUNDS = 40, 9
 
 
 def main() -> None:
-    """Measures and writes benchmarks/results/stream.json."""
+    """Measures and writes benchmarks/results/frames.json."""
     smoke = arguments(__doc__).parse_args().smoke
     num_pictures, rounds = (6, 2) if smoke else (NUM_PICTURES, ROUNDS)
     model = make_model(smoke)
@@ -40,7 +40,7 @@ def main() -> None:
     warm = {"at_most": WARM_REACH, "measured": round(first, 4), "met": first <= WARM_REACH}
     settings = {"model": "tiny ViT" if smoke else "ViT-B/16, 197 tokens, float32", "pictures_per_round": num_pictures}
     settings |= {"rounds": rounds, "max_pending": 4, "devices": 2, "threads_per_device": 1, "link": "loopback"}
-    record("stream", {"reach": reached, "first_after_warmup_of_median": warm, **figures}, settings, smoke)
+    record("frames", {"reach": reached, "first_after_warmup_of_median": warm, **figures}, settings, smoke)
 
 
 def make_model(smoke: bool) -> transformers.PreTrainedModel:
@@ -97,7 +97,7 @@ def stream(engine: edgeprism.Engine, num_pictures: int, plan: str) -> tuple[floa
     for answer in answers:
         answer.result()
         if answer.trace is None or answer.trace.failures or answer.trace.left_out:
-            sys.exit(f"stream: {plan} did not run as it was meant to: {answer.trace}")
+            sys.exit(f"frames: {plan} did not run as it was meant to: {answer.trace}")
         traces.append(answer.trace)
     rate = num_pictures / (time.perf_counter() - began)
     worked = [device.device for trace in traces for device in trace.devices if device.work]
