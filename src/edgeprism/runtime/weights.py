@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgeprism.errors import FrameError, InputError, ModelFilesError
-from edgeprism.models.manifest import fingerprint
+from edgeprism.models.manifest import TensorHashes, fingerprint
 from edgeprism.wire.frame import Buffer, Frame
 
 log = logging.getLogger(__name__)
@@ -90,8 +90,9 @@ class WeightCache:
             ask({})
             sizes = _sizes(next_chunk())
             self._make_room(sum(sizes.values()), partial)
-            _receive(partial, sizes, ask, next_chunk)
-            if not _is(wanted, partial):
+            hashes = {name: TensorHashes(partial / name) for name in sizes if name.endswith(".safetensors")}
+            _receive(partial, sizes, hashes, ask, next_chunk)
+            if not _is(wanted, partial, hashes):
                 shutil.rmtree(partial)
                 raise ModelFilesError("what the coordinator sent is not the model that it ordered; it is thrown away")
             os.replace(partial, directory)
@@ -123,9 +124,9 @@ class WeightCache:
             del used[oldest]
 
 
-def _is(wanted: str, directory: Path) -> bool:
+def _is(wanted: str, directory: Path, hashes: Mapping[str, TensorHashes]) -> bool:
     try:
-        return fingerprint(directory) == wanted
+        return fingerprint(directory, hashes) == wanted
     except ModelFilesError:
         return False
 
@@ -139,8 +140,10 @@ def _sizes(frame: Frame) -> dict[str, int]:
     return files
 
 
-def _receive(partial: Path, sizes: Mapping[str, int], ask: Ask, next_chunk: NextChunk) -> None:
-    """Fills the directory with what it lacks, a window of chunks ahead."""
+def _receive(
+    partial: Path, sizes: Mapping[str, int], hashes: Mapping[str, TensorHashes], ask: Ask, next_chunk: NextChunk
+) -> None:
+    """Fills the directory with what it lacks, a window of chunks ahead; hashes while the next ones travel."""
     wanted = _missing(partial, sizes)
     under_way: deque[tuple[str, int]] = deque()
     total, shown = max(1, sum(sizes.values())), -1
@@ -156,6 +159,8 @@ def _receive(partial: Path, sizes: Mapping[str, int], ask: Ask, next_chunk: Next
             raise FrameError(f"the coordinator sent another chunk than {name} at {offset}")
         with (partial / name).open("ab") as file:
             file.write(frame.arrays[0].data.tobytes())
+        if name in hashes:
+            hashes[name].advance()
         percent = 10 * int(
             10 * sum((partial / name).stat().st_size for name in sizes if (partial / name).exists()) / total
         )

@@ -28,6 +28,8 @@ class KeyPair:
         import zmq
 
         public, secret = zmq.curve_keypair()
+        while public.startswith(b"-"):  # `--coordinator KEY` would take it for an option
+            public, secret = zmq.curve_keypair()
         return cls(public=public.decode(), secret=secret.decode())
 
 
