@@ -45,6 +45,11 @@ class Board:
         assert self._process is not None, f"{self.name} was never started"
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs, or is stopped."""
+        return self._process is not None and self._process.poll() is None
+
     def command(self) -> list[str]:
         """The README's, from behind `edgeprism`."""
         key = ["--key", f"{self.name}.secret", "--coordinator", self.coordinator_key]
@@ -108,7 +113,7 @@ class Board:
 
     def end(self) -> None:
         """Whatever state it is in."""
-        if self._process is not None and self._process.poll() is None:
+        if self.is_alive:
             self.kill()
 
     def _signal(self, number: int) -> None:
@@ -144,12 +149,17 @@ class Boards:
         """What the coordinator is started with."""
         return self.folder / COORDINATOR / "cluster.toml"
 
-    def start(self) -> None:
-        """Start every board's worker and wait until they listen."""
-        for board in self.all:
+    def start(self, names: Sequence[str] | None = None) -> None:
+        """Start the workers of these boards (of all in the cluster file) and wait until they listen."""
+        chosen = [self.by_name[name] for name in (self._names if names is None else names)]
+        for board in chosen:
             board.start()
-        for board in self.all:
+        for board in chosen:
             board.wait_until_it_listens()
+
+    def public_key(self, name: str) -> str:
+        """What `edgeprism keys new` printed there."""
+        return self._keys[name].split('"')[1]
 
     def __enter__(self) -> Boards:
         self._temporary = tempfile.TemporaryDirectory(prefix="edgeprism-boards-")
@@ -187,14 +197,14 @@ class Boards:
         home.mkdir()
         for index, name in enumerate((*self._names, *self._others), start=1):
             self.by_name[name] = Board(name, self.network, self.folder, self._cores[index % len(self._cores)])
-        keys = {name: self._new_key(name) for name in (COORDINATOR, *self.by_name)}
-        lines = ["[coordinator]", f'name = "{COORDINATOR}"', keys[COORDINATOR]]
+        self._keys = {name: self._new_key(name) for name in (COORDINATOR, *self.by_name)}
+        lines = ["[coordinator]", f'name = "{COORDINATOR}"', self._keys[COORDINATOR]]
         for board in self.all:
             lines += ["", "[[device]]", f'name = "{board.name}"', f'address = "{board.address}:{PORT}"']
-            lines.append(keys[board.name])
+            lines.append(self._keys[board.name])
         self.cluster_file.write_text("\n".join(lines) + "\n")
         for board in self.by_name.values():
-            board.coordinator_key = keys[COORDINATOR].split('"')[1]
+            board.coordinator_key = self.public_key(COORDINATOR)
             self._tell(board.name, board.command())
 
     def _new_key(self, name: str) -> str:

@@ -209,7 +209,7 @@ class Membership:
         elif frame.request == self._order_number and frame.kind is Kind.FETCH and self._weights is not None:
             self._send_weights(peer, frame, self._weights)
         elif frame.request == self._order_number and frame.kind is Kind.LOADED:
-            self.macs_per_s[peer] = max(1.0, float(frame.info.get("macs_per_s", 0.0)))
+            self.macs_per_s[peer] = self._plausible(frame.info.get("macs_per_s"))
             self._holds_model.add(peer)
             log.info("device %d holds the model", peer)
         elif frame.request == self._order_number and frame.kind is Kind.FAULT and peer in self._loading():
@@ -222,6 +222,12 @@ class Membership:
     def _loading(self) -> set[int]:
         """The devices that were asked to load the model and have not said how it went."""
         return {peer for peer, epoch in self._asked.items() if epoch == self.epoch} - self._holds_model
+
+    def _plausible(self, macs_per_s: object) -> float:
+        """A speed that a device claims, at most a thousand times faster or slower than this one: deadlines follow."""
+        own = self.macs_per_s.get(0, 1.0)
+        claimed = float(macs_per_s) if isinstance(macs_per_s, int | float) else own
+        return min(max(claimed, own / 1000), own * 1000)
 
     def _is_left_out(self, peer: int, now: float) -> bool:
         return peer in self._left_out and self._left_out[peer][0] > now

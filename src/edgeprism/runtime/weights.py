@@ -59,7 +59,12 @@ class WeightFiles:
         name, offset = question.get("file"), question.get("offset")
         if name is None:
             return {"files": self._sizes}, ()
-        if name not in self._sizes or not isinstance(offset, int) or not 0 <= offset < self._sizes[name]:
+        if (
+            not isinstance(name, str)
+            or name not in self._sizes
+            or not isinstance(offset, int)
+            or not 0 <= offset < self._sizes[name]
+        ):
             raise FrameError(f"a worker asks for {name!r} at {offset!r}, which is not there")
         with (self._directory / name).open("rb") as file:
             file.seek(offset)
