@@ -184,12 +184,7 @@ class Campaign:
             deadline = time.monotonic() + GIVE_UP_BACK_S
             while not is_rogue and fault.back_in_use_s is None and time.monotonic() < deadline:
                 time.sleep(0.05)
-                fault.back_in_use_s = self._used_again(fault.device, fault.returned_s)
-
-    def _used_again(self, device: int, since_s: float) -> float | None:
-        """Seconds until the first answer in which the device took part, of those begun since then."""
-        news = [answer for answer in self._stream.answered[:] if answer.started_s >= since_s]
-        return min((answer.ended_s - since_s for answer in news if device in answer.devices), default=None)
+                fault.back_in_use_s = self._stream.used_after_s(fault.device, fault.returned_s)
 
     def figures(self) -> dict[str, Any]:
         """What is quoted."""

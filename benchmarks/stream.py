@@ -108,6 +108,11 @@ class Stream:
         """For how long the client that waits longest has been waiting, its turn included."""
         return max((time.monotonic() - asked_s for asked_s in list(self._asked_s.values())), default=0.0)
 
+    def used_after_s(self, device: int, since_s: float) -> float | None:
+        """Seconds until the first answer in which a device took part, of the requests begun since then."""
+        news = [answer for answer in self.answered[:] if answer.started_s >= since_s]
+        return min((answer.ended_s - since_s for answer in news if device in answer.devices), default=None)
+
     def ask(self, way: Way, first: int) -> Answered:
         """One request with the pictures from ``first`` on."""
         chosen = [(first + index) % NUM_PICTURES for index in range(way.batch)]

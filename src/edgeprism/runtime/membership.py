@@ -47,6 +47,7 @@ class Membership:
         self._num_chunks = 0
         self._asked: dict[int, int] = {}  # the epoch in which a device was last asked to load the model
         self._holds_model: set[int] = set()
+        self._used: frozenset[int] = frozenset()  # when ``ready`` was last asked
         self._left_out: dict[int, tuple[float, str]] = {}  # until when, and why
         self.epoch = transport.epoch
         self.macs_per_s: dict[int, float] = {}
@@ -83,6 +84,9 @@ class Membership:
         usable = {peer for peer in self._answered & self._holds_model if not self._is_left_out(peer, now)}
         while unlinked := {peer: count for peer in usable if (count := len(self._unlinked(peer, usable)))}:
             usable.remove(max(unlinked, key=lambda peer: (unlinked[peer], peer)))
+        for peer in sorted(usable - self._used):
+            log.info("device %d is used from now on", peer)
+        self._used = frozenset(usable)
         return (0, *sorted(usable))
 
     def absent(self) -> dict[int, str]:
