@@ -291,8 +291,8 @@ def summary(figures: dict[str, Any]) -> str:
     lines += [f"not back in time: {text}" for text in figures["not_back_in_time"]]
     lines += [f"could not be done: {text}" for text in figures["faults_that_could_not_be_done"]]
     for fault in figures["faults"]:
-        back = "not back" if fault["back_in_use_s"] is None else f"in use {fault['back_in_use_s']:.1f} s later"
-        lines.append(f"{fault['begun_s']:7.1f} s  device {fault['device']} {fault['kind']:<17} {fault['note']}; {back}")
+        back = "" if fault["back_in_use_s"] is None else f"; in use {fault['back_in_use_s']:.1f} s later"
+        lines.append(f"{fault['begun_s']:7.1f} s  device {fault['device']} {fault['kind']:<17} {fault['note']}{back}")
     return "\n".join(lines)
 
 

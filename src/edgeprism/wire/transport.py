@@ -80,6 +80,7 @@ class Transport(ABC):
         """The process that started this one is gone, for good; a peer in ``lost`` may come back."""
         self._mailbox = Mailbox()
         self._lost: dict[int, str] = {}
+        self._num_refused = 0
         self.num_losses: Counter[int] = Counter()
         """How often each peer was lost, also for a moment."""
 
@@ -329,9 +330,9 @@ class Transport(ABC):
 
     def _drop(self, why: str) -> None:
         self.stats.frames_dropped += 1
-        num_dropped = self.stats.frames_dropped
-        if num_dropped & (num_dropped - 1) == 0:  # 1, 2, 4, 8...: a flood must not flood the log
-            log.warning("%s (%d dropped so far)", why, num_dropped)
+        self._num_refused += 1
+        if self._num_refused & (self._num_refused - 1) == 0:  # 1, 2, 4, 8...: a flood must not flood the log
+            log.warning("%s (%d refused so far)", why, self._num_refused)
 
 
 @dataclass(frozen=True, slots=True)
