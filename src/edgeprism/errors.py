@@ -9,8 +9,10 @@ EdgeprismError
 │   ├── PeerTimeout                     it sent nothing before the deadline
 │   ├── PeerLost                        its process or its connection is gone
 │   └── PeerFault                       it answered with an error of its own
+├── QueueFull                           more requests wait than the caller allows; this one was dropped or refused
 ├── RequestAborted                      the coordinator gave this request up; a worker only unwinds
 └── FrameError                          bytes on the wire that break the frame format
+    └── ForeignProtocol                 a frame of another protocol number
 
 A message says what happened, what was needed and what to do. Our own mistakes are ``assert``, not one of these.
 """
@@ -56,9 +58,21 @@ class PeerFault(PeerError):
     """A device answered with an error of its own."""
 
 
+class QueueFull(EdgeprismError):
+    """More requests wait than ``max_pending`` allows, and this one was dropped or refused."""
+
+
 class RequestAborted(EdgeprismError):
     """The coordinator has moved to a newer epoch; the worker drops what it was computing."""
 
 
 class FrameError(EdgeprismError):
     """A message breaks the frame format; it is dropped and the connection goes on."""
+
+
+class ForeignProtocol(FrameError):
+    """A frame of an edgeprism that speaks another protocol; ``protocol`` is its number."""
+
+    def __init__(self, message: str, protocol: int) -> None:
+        super().__init__(message)
+        self.protocol = protocol

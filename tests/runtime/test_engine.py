@@ -16,7 +16,7 @@ import edgeprism
 from edgeprism.errors import InputError, PlanError
 from edgeprism.models.vision import VisionModel
 from edgeprism.runtime.cores import on_cores
-from edgeprism.runtime.patience import FACTOR, FLOOR_S, Patience
+from edgeprism.runtime.patience import FACTOR, FLOOR_S, WARM_UP_S, Patience
 from edgeprism.strategies.registry import count
 from tests.families import example, expected, make
 
@@ -183,11 +183,22 @@ def test_threads_and_cores_of_the_caller_are_as_before() -> None:
 
 
 def test_patience_follows_what_was_observed() -> None:
-    """Three times the expected time, never below the floor; a slower request counts at once, a faster one slowly."""
+    """Three times the expected time, never below the floor; one timeout is a failure, a second one a slower network."""
     patience = Patience()
-    assert patience.timeout_s("a", compute_s=0.01, num_bytes=0) == FLOOR_S
-    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == FACTOR * 2.0
-    patience.learn("a", 4.0)
-    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == FACTOR * 4.0
-    patience.learn("a", 2.0)
-    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == pytest.approx(FACTOR * 3.8)
+    first_s = patience.timeout_s("a", compute_s=2.0, num_bytes=0)
+    assert first_s == pytest.approx(FACTOR * (2.0 + WARM_UP_S))
+    patience.learn("a", 0.01)
+    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == FLOOR_S
+    patience.learn("a", 4.01)
+    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == pytest.approx(FACTOR * 1.21)
+    patience.learn_timeout("a", FACTOR * 1.21)
+    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == pytest.approx(FACTOR * 1.21)
+    patience.learn_timeout("a", FACTOR * 1.21)
+    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == pytest.approx(FACTOR * 2.42)
+
+
+def test_the_floor_of_deadlines_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no number above 0 is as if it were not there."""
+    for text, floor_s in (("1.5", 1.5), ("", FLOOR_S), ("soon", FLOOR_S), ("-1", FLOOR_S)):
+        monkeypatch.setenv("EDGEPRISM_DEADLINE_S", text)
+        assert Patience().floor_s == floor_s

@@ -9,10 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 import edgeprism
 from edgeprism.cli.main import main
@@ -21,11 +22,11 @@ from edgeprism.models.manifest import fingerprint
 from edgeprism.runtime.cluster_file import ClusterFile
 from edgeprism.runtime.remote import find_model
 from edgeprism.wire.key_file import read_key_file
-from edgeprism.wire.keys import KeyPair
+from edgeprism.wire.keys import OPEN_KEYS, KeyPair
 from tests.families import difference, example, expected, make
 
 ARCHITECTURE = "BertForSequenceClassification"
-KEY = "E=<)Yn:YP:WhEFE8cyvydOxoP4&+015db^5QqEx["
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
 
 
 class Bench:
@@ -56,9 +57,15 @@ class Bench:
         """The keys of a device."""
         return read_key_file(self.root / f"{name}.secret")
 
-    def start(self, rank: int, coordinator: str = "laptop", roots: str = "there/another-name") -> None:
+    def start(
+        self,
+        rank: int,
+        coordinator: str = "laptop",
+        roots: str = "there/another-name",
+        program: Sequence[str] = ("-m", "edgeprism"),
+    ) -> None:
         """A worker process; it is stopped at the end of the test."""
-        command = [sys.executable, "-m", "edgeprism", "worker", "--listen", f"127.0.0.1:{self.ports[rank - 1]}"]
+        command = [sys.executable, *program, "worker", "--listen", f"127.0.0.1:{self.ports[rank - 1]}"]
         command += ["--key", f"pi{rank}.secret", "--coordinator", self.key(coordinator).public, "--models", roots]
         command += ["--threads", "1", "--verbose"]
         environment = dict(os.environ, EDGEPRISM_CACHE=str(self.root / f"cache{rank}"))
@@ -140,6 +147,91 @@ def test_a_cluster_of_workers_through_restarts_and_coordinators(bench: Bench) ->
         assert status == 0
         assert "Traceback" not in said
         assert "device 0 is gone" in said
+
+
+@pytest.mark.processes
+def test_two_coordinators_at_once_never_mix(bench: Bench) -> None:
+    """The second, with the same key and another model, goes on without the workers, which the first keeps; it gets them
+    when the first has ended. All answers are each coordinator's own."""
+    bench.start(1)
+    bench.start(2)
+    inputs, other = example(ARCHITECTURE), make(ARCHITECTURE, seed=7)
+    other.save_pretrained(bench.root / "other")
+    with (
+        edgeprism.Cluster.from_file(bench.file) as second_cluster,
+        edgeprism.Cluster.from_file(bench.file) as cluster,
+        edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan="replica") as engine,
+    ):
+        # which of the two has the workers is decided by who connected first: the one that has no engine yet
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert engine.devices == (0,)
+        assert engine.last_trace is not None
+        assert all("serves another coordinator" in why for why in engine.last_trace.left_out)
+        with edgeprism.load(str(bench.root / "other"), cluster=second_cluster, plan="sequence") as second:
+            for _ in range(5):
+                assert difference(second(**inputs), expected(other, inputs), inputs) <= 1e-4
+                assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+                assert second.last_trace is not None
+                assert [device.device for device in second.last_trace.devices] == [0, 1, 2]
+        second_cluster.close()
+        until(lambda: engine.devices == (0, 1, 2))
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert [device.device for device in engine.last_trace.devices] == [0, 1, 2]
+
+
+@pytest.mark.processes
+def test_another_protocol_is_named_on_both_sides(bench: Bench) -> None:
+    """Both numbers, and the command that mends it; the device is left out, and nothing waits for it."""
+    bench.start(1)
+    newer = "import edgeprism.wire.frame as frame; frame.PROTOCOL = 2; import edgeprism.__main__ as m; m.main()"
+    bench.start(2, program=["-c", newer])
+    inputs = example(ARCHITECTURE)
+    with (
+        edgeprism.Cluster.from_file(bench.file) as cluster,
+        edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan="sequence") as engine,
+    ):
+        began = time.monotonic()
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert time.monotonic() - began < 3
+        assert engine.last_trace is not None
+        assert engine.last_trace.left_out == (
+            "device 2: it speaks protocol 2, this device 1; run here: pip install --upgrade edgeprism",
+        )
+    said = bench.stop(2)[1]
+    assert "it speaks protocol 1, this device 2; run there: pip install --upgrade edgeprism" in said
+
+
+@pytest.mark.processes
+def test_a_device_that_computes_something_else_is_left_out(bench: Bench) -> None:
+    """Its weights are damaged in memory, after they were checked: named with the difference, and the others go on. What
+    each device runs is in the trace."""
+    bench.start(1)
+    damages = """
+import torch, edgeprism.runtime.remote as remote
+load = remote.load_pretrained
+def damaged(*args, **kwargs):
+    model = load(*args, **kwargs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return model
+remote.load_pretrained = damaged
+import edgeprism.__main__ as m
+m.main()
+"""
+    bench.start(2, program=["-c", damages])
+    inputs = example(ARCHITECTURE)
+    with (
+        edgeprism.Cluster.from_file(bench.file) as cluster,
+        edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan="sequence") as engine,
+    ):
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert engine.last_trace is not None
+        assert [device.device for device in engine.last_trace.devices] == [0, 1]
+        assert "device 2: its first block is off by" in engine.last_trace.left_out[0]
+        assert "float32 allows 1e-04" in engine.last_trace.left_out[0]
+        assert set(engine.last_trace.versions) == {0, 1}
+        assert all(f"torch {torch.__version__}" in runs for runs in engine.last_trace.versions.values())
 
 
 @pytest.mark.processes
@@ -253,6 +345,8 @@ def test_a_name_leads_nowhere_outside_the_roots(tmp_path: Path, name: str) -> No
         ('[[device]]\nname = "a"\naddress = "10.0.0.1:70000"', "must look like"),
         ('[[device]]\nname = "a"\naddress = "10.0.0.1:5555"', "without keys"),
         ('[[device]]\nname = "a"\naddress = "10.0.0.1:5555"\npublic_key = "short"', "is not one"),
+        (f'[[device]]\nname = "a"\naddress = "10.0.0.1:5555"\npublic_key = "{OPEN_KEYS.public}"', "of its own"),
+        ('[[device]]\nname = "a"\naddress = "10.0.0.1:5555"\npublic_key = "' + "#" * 40 + '"', "is not one"),
         (f'[[device]]\nname = 3\naddress = "10.0.0.1:5555"\npublic_key = "{KEY}"', "needs name, as text"),
         (f'[[device]]\nname = "a"\naddres = "10.0.0.1:5555"\npublic_key = "{KEY}"', "addres, which means nothing"),
         ('[[device]]\nname = "coordinator"\naddress = "127.0.0.1:5555"', "name 'coordinator' is there twice"),
@@ -295,9 +389,13 @@ def test_duplicate_keys_and_addresses_are_refused(tmp_path: Path) -> None:
         (("worker", "--listen", "127.0.0.1:5555", "--key", "open.secret", "--coordinator", KEY), "chmod 600"),
         (("worker", "--listen", "127.0.0.1:5555", "--key", "bad.secret", "--coordinator", KEY), "needs exactly"),
         (("worker", "--listen", "127.0.0.1:5555", "--key", "pi1.secret", "--coordinator", "no key"), "40 characters"),
+        (("worker", "--listen", "0.0.0.0:5555", "--key", "pi1.secret", "--coordinator", OPEN_KEYS.public), "everybody"),
         (("worker", "--listen", "127.0.0.1:5555", "--models", "nowhere"), "is no directory"),
         (("worker", "--listen", "127.0.0.1:5555", "--threads", "0"), "at least 1"),
         (("worker", "--listen", "127.0.0.1:5555", "--cache-gb", "0"), "above 0"),
+        (("worker", "--listen", "127.0.0.1:5555", "--cores", "zero"), "must be numbers"),
+        (("worker", "--listen", "127.0.0.1:5555", "--cores", "4096"), "this process may use"),
+        (("worker", "--listen", "127.0.0.1:5555", "--device", "gpu"), "cannot be used here"),
         (("worker", "--listen", "203.0.113.7:5555", "--key", "pi1.secret", "--coordinator", KEY), "cannot listen on"),
         (("keys", "new", "pi1"), "exists already"),
         (("keys", "new", "../pi1"), "letters, digits"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import socket
 from pathlib import Path
 
 from edgeprism.errors import InputError
@@ -28,7 +29,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--cache-gb", type=float, default=20.0, metavar="GB", help="how large it may grow (default: 20)"
     )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if a kernel runs there, else cpu)")
+    parser.add_argument("--cores", metavar="N,N,...", help="the only cores that it uses (default: all)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: as torch chooses)")
+    parser.add_argument(
+        "--announce",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="let edgeprism discover find it (default of NAME: that of the key file, else the host's)",
+    )
     parser.add_argument("--verbose", action="store_true", help="say also what goes well")
 
 
@@ -38,6 +48,13 @@ def execute(args: argparse.Namespace) -> int:
         raise InputError(f"--threads must be at least 1, not {args.threads}")
     if not args.cache_gb > 0:
         raise InputError(f"--cache-gb must be above 0, not {args.cache_gb:g}")
+    cores = None if args.cores is None else _cores(args.cores)
+    if args.announce is not None:
+        from edgeprism.runtime.discovery import check_name, require_zeroconf
+
+        args.announce = args.announce or (args.key.stem if args.key else socket.gethostname())
+        check_name(args.announce)
+        require_zeroconf()
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s edgeprism worker: %(message)s", datefmt="%H:%M:%S")
     from edgeprism.runtime.remote import serve
@@ -51,6 +68,21 @@ def execute(args: argparse.Namespace) -> int:
         coordinator=args.coordinator,
         roots=args.models,
         cache=cache,
+        device=args.device,
+        cores=cores,
         num_threads=args.threads,
+        announce=args.announce,
     )
     return 0
+
+
+def _cores(text: str) -> tuple[int, ...]:
+    from edgeprism.runtime.cores import available_cores
+
+    try:
+        cores = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise InputError(f"--cores {text!r} must be numbers with commas between them, as in 0,1") from None
+    if not set(cores) <= set(available_cores()):
+        raise InputError(f"--cores {text}: this process may use {', '.join(map(str, available_cores()))}")
+    return cores

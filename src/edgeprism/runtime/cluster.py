@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from edgeprism.errors import PeerError
+from edgeprism.runtime.device_thread import ClusterClosed, DeviceThread
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.worker import Fetch, Worker
 from edgeprism.specs.plan import check_num_devices
+from edgeprism.wire.frame import Kind
 from edgeprism.wire.memory import MemoryTransport
 from edgeprism.wire.transport import Transport
 
 if TYPE_CHECKING:
     from edgeprism.models.model import Model
+    from edgeprism.runtime.engine import Engine
 
 
 class Cluster:
@@ -44,7 +49,8 @@ class Cluster:
         """Where workers of this process find models by key; None when workers load from directories."""
         self.introductions = introductions
         """What workers that were started by themselves must be told, by rank; None when they know it."""
-        self.engine: object | None = None
+        self.engine: Engine | None = None
+        self._thread: DeviceThread | None = None
         self._close_workers = close_workers
         self._is_closed = False
 
@@ -52,6 +58,16 @@ class Cluster:
     def num_devices(self) -> int:
         """Devices, this process included."""
         return self.transport.num_devices
+
+    @property
+    def thread(self) -> DeviceThread:
+        """The thread that owns the transport from its first use on. InputError once the cluster is closed."""
+        if self._is_closed:
+            raise ClusterClosed("the cluster is closed")
+        if self._thread is None:
+            self._thread = DeviceThread(self.transport, self.cores)
+            atexit.register(self.close)  # the interpreter does not wait for the thread
+        return self._thread
 
     @classmethod
     def alone(cls) -> Cluster:
@@ -109,8 +125,22 @@ class Cluster:
         if self._is_closed:
             return
         self._is_closed = True
-        self.transport.close()
+        atexit.unregister(self.close)
+        if self._thread is None:
+            self.transport.close()
+        else:
+            self._thread.close(self._say_goodbye)
         self._close_workers()
+
+    def _say_goodbye(self) -> None:
+        if self.engine is not None:
+            self.engine.retire()
+        for peer in self.transport.connected():
+            try:
+                self.transport.send(peer, Kind.CLOSE, epoch=self.transport.epoch)
+            except PeerError:
+                continue  # it is gone already
+        self.transport.close()
 
     def __enter__(self) -> Cluster:
         return self

@@ -24,7 +24,8 @@ from typing import Any
 
 from edgeprism.errors import InputError
 from edgeprism.specs.plan import MAX_DEVICES
-from edgeprism.wire.keys import OPEN_KEYS, Peer, check_key
+from edgeprism.wire.key_file import read_key_file
+from edgeprism.wire.keys import OPEN_KEYS, KeyPair, Peer, check_key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,19 @@ class ClusterFile:
         return cls(members=tuple(members))
 
 
+def own_keys(path: Path, own: Member, key: Path | None) -> KeyPair:
+    """The keys of the device that reads the cluster file ``path``: from ``key``, else from NAME.secret beside that
+    file. InputError unless they are those that it lists."""
+    if own.public_key == OPEN_KEYS.public and key is None:
+        return OPEN_KEYS
+    keys = read_key_file(key or path.with_name(f"{own.name}.secret"))
+    if keys.public != own.public_key:
+        raise InputError(
+            f"the key file is of {keys.public}, the cluster file lists {own.public_key} for the coordinator {own.name}"
+        )
+    return keys
+
+
 def split_address(text: str) -> tuple[str, int]:
     """Host and port of ``host:port`` or ``[v6]:port``; InputError for anything else."""
     host, colon, port = text.rpartition(":")
@@ -117,8 +131,10 @@ def _member(table: object, where: str, needed: tuple[str, ...]) -> Member:
         if not isinstance(table.get(field, ""), str) or (field in needed and not table.get(field)):
             raise InputError(f"{where} needs {field}, as text")
     address, key = table.get("address", ""), table.get("public_key", "")
-    if address and not is_loopback(split_address(address)[0]) and not key:
-        raise InputError(f"{where} ({table['name']}) has no public_key; without keys a device must be on loopback")
+    if address and not is_loopback(split_address(address)[0]) and key in ("", OPEN_KEYS.public):
+        raise InputError(
+            f"{where} ({table['name']}) has no public_key of its own; without keys a device must be on loopback"
+        )
     if key:
         try:
             check_key(key)

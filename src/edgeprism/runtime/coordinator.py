@@ -7,7 +7,7 @@ to the device).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from edgeprism.errors import PeerError, PeerTimeout
+from edgeprism.errors import PeerError, PeerFault, PeerTimeout
 from edgeprism.models.model import Model, Tokens
-from edgeprism.runtime.job import JobRun, Results
+from edgeprism.runtime.accelerator import TOLERANCES, block_rows, difference
+from edgeprism.runtime.job import WORKERS_PART, JobRun, Results, as_sent, replica_job
 from edgeprism.runtime.membership import Membership
-from edgeprism.runtime.messages import Introduction, Job, LoadOrder
+from edgeprism.runtime.messages import Job, LoadOrder
 from edgeprism.runtime.patience import Patience
+from edgeprism.runtime.probe import versions
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.runtime.trace import DeviceTrace, Trace
 from edgeprism.runtime.weights import WeightFiles
+from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.cost import Cost
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.greedy import GreedySettings
@@ -36,7 +39,6 @@ from edgeprism.strategies.staging import Layout, Staging
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
 
-RESULT_GRACE_S = 0.5  # workers give up first, so that their word on who failed arrives
 NEW_SPEED_WEIGHT = 0.3  # of what a request tells about a device's speed, against what was known
 
 Emit = Callable[[Tensor], None]
@@ -58,6 +60,7 @@ class Request:
     plan: Plan
     batch: int
     num_tokens: int
+    timeout_s: float
     kind: Hashable  # requests of one kind take about the same time
 
 
@@ -65,14 +68,15 @@ class Coordinator:
     """Runs requests on the devices behind ``transport``. Not for several threads at once; the engine sees to that."""
 
     def __init__(
-        self, transport: Transport, model: Model, introductions: Mapping[int, Introduction] | None = None
+        self, transport: Transport, model: Model, members: Membership, patience: Patience, numbers: Iterator[int]
     ) -> None:
-        self._transport, self._model = transport, model
+        self._transport, self._model, self._members, self._patience = transport, model, members, patience
         self._staging = Staging(model.device)
-        self._patience = Patience()
-        self._members = Membership(transport, introductions)
         self._members.macs_per_s[0] = measure_speed(model)
-        self._request_number = 0
+        self._members.versions[0] = ", ".join(f"{name} {number}" for name, number in versions().items())
+        self._members.check = self._what_is_wrong
+        self._reference = block_rows(model)
+        self._numbers, self._request_number = numbers, 0
         self._running: Request | None = None
 
     def load_workers(self, order: LoadOrder, weights: WeightFiles | None = None) -> None:
@@ -81,9 +85,38 @@ class Coordinator:
         if self._transport.num_devices > 1:
             self._members.load(order, weights)
 
+    def _what_is_wrong(self, loaded: Frame) -> str:
+        try:
+            (rows,) = self._staging.from_wire(loaded, Meter())
+        except (PeerFault, ValueError):
+            return "it did not say what it computes; run the same edgeprism on both"
+        off, tolerance = difference(rows.cpu(), self._reference), TOLERANCES[self._model.dtype]
+        if off <= tolerance:
+            return ""
+        return (
+            f"its first block is off by {off:.1e} of the largest value, and {self._dtype} allows {tolerance:.0e}: its "
+            f"hardware or its torch ({loaded.info.get('versions')}) computes something else"
+        )
+
     def ready(self) -> tuple[int, ...]:
         """The devices that a request would use now, the coordinator first."""
         return self._members.ready() if self._transport.num_devices > 1 else (0,)
+
+    def versions_of(self, trace: Trace) -> dict[int, str]:
+        """What the devices of a request run."""
+        return {device.device: self._members.versions.get(device.device, "") for device in trace.devices}
+
+    def plan_of(self, plan: str | Plan, codec: CodecSpec) -> Plan:
+        """The plan of the next request, with shares, for a strategy's name."""
+        num_devices = self._transport.num_devices
+        if isinstance(plan, Plan):
+            return plan
+        if plan in ("auto", "local") or num_devices == 1:
+            return Plan.local()
+        if plan == "sequence":
+            return Plan.even("sequence", num_devices, codec)
+        speeds = self.speeds()
+        return Plan(strategy=plan, shares=tuple(speed / sum(speeds) for speed in speeds))
 
     def speeds(self) -> tuple[float, ...]:
         """Multiply-accumulates per second of every device, 0 where it is unknown.
@@ -126,7 +159,7 @@ class Coordinator:
                 run.run(request.tensors_of(0), emit)
             last = request.job.devices[-1]
             have = {} if last == 0 else {last: self._follow(request, last, emit)}
-            _, traces = self._collect(request, time.monotonic() + request.job.timeout_s + RESULT_GRACE_S, have)
+            _, traces = self._collect(request, time.monotonic() + request.timeout_s, have)
         except PeerError as exc:
             trace = self._trace(request, started_s, ())
             return replace(trace, failures=self._recover(exc, plan), left_out=left_out)
@@ -134,10 +167,6 @@ class Coordinator:
             self._members.new_epoch()
             raise
         return replace(self._trace(request, started_s, (run.trace(), *traces)), left_out=left_out)
-
-    def close(self) -> None:
-        """Tells the workers that this coordinator has ended."""
-        self._members.close()
 
     def _feasible(self, plan: Plan) -> tuple[Plan, tuple[str, ...]]:
         """The plan over the devices that are ready: the shares of the others go to those, in proportion. And which
@@ -158,7 +187,7 @@ class Coordinator:
     def _recover(self, exc: PeerError, plan: Plan) -> tuple[str, ...]:
         """After a failure: the devices are told to drop the request. Says in words what happened."""
         if isinstance(exc, PeerTimeout) and self._running is not None:
-            self._patience.learn_timeout(self._running.kind, self._running.job.timeout_s)
+            self._patience.learn_timeout(self._running.kind, self._running.timeout_s)
         return self._members.recover(exc, [device for device, share in enumerate(plan.shares) if share])
 
     def _local(
@@ -217,10 +246,11 @@ class Coordinator:
             plan.codec.num_rows(stop - start)  # PlanError before anything is sent
         masks = {} if tokens.mask is None else {"mask": tokens.mask}
         kind = ("sequence", devices, bounds, str(plan.codec), tokens.batch, tuple(masks), greedy is not None)
+        timeout_s = self._timeout_s(kind, plan, tokens.batch, tokens.num_tokens)
         job = Job(
             kind="sequence",
             tensors=(*tokens.features, *masks),
-            timeout_s=self._timeout_s(kind, plan, tokens.batch, tokens.num_tokens),
+            timeout_s=WORKERS_PART * timeout_s,
             devices=devices,
             bounds=bounds,
             codec=plan.codec,
@@ -233,42 +263,42 @@ class Coordinator:
             plan=plan,
             batch=tokens.batch,
             num_tokens=tokens.num_tokens,
+            timeout_s=timeout_s,
             kind=kind,
         )
 
     def _sample_request(self, inputs: dict[str, Any], plan: Plan) -> Request:
-        inputs = {name: _as_sent(value, self._model.dtype) for name, value in inputs.items()}
+        inputs = as_sent(inputs, self._model.dtype)
         batch, num_tokens = batch_of(inputs), self._model.num_tokens(inputs)
         all_bounds = sample_bounds(batch, plan.shares)
         devices = tuple(device for device, (start, stop) in enumerate(all_bounds) if stop > start)
         bounds = tuple(all_bounds[device] for device in devices)
-        names = tuple(name for name, value in inputs.items() if isinstance(value, Tensor))
         kind = ("replica", devices, bounds, num_tokens)
-        job = Job(
-            kind="replica",
-            tensors=names,
-            timeout_s=self._timeout_s(kind, plan, batch, num_tokens),
-            devices=devices,
-            bounds=bounds,
-            options=tuple(
-                (name, bool(value)) for name, value in inputs.items() if value is not None and name not in names
-            ),
-        )
+        timeout_s = self._timeout_s(kind, plan, batch, num_tokens)
+        job = replica_job(inputs, devices, bounds, WORKERS_PART * timeout_s)
 
         def tensors_of(index: int) -> dict[str, Tensor]:
             chosen = samples_of(inputs, *bounds[index], batch)
-            return {name: chosen[name] for name in names}
+            return {name: chosen[name] for name in job.tensors}
 
-        return Request(job=job, tensors_of=tensors_of, plan=plan, batch=batch, num_tokens=num_tokens, kind=kind)
+        return Request(
+            job=job,
+            tensors_of=tensors_of,
+            plan=plan,
+            batch=batch,
+            num_tokens=num_tokens,
+            timeout_s=timeout_s,
+            kind=kind,
+        )
 
     def _hand_out(self, request: Request, started_s: float) -> JobRun:
         """Sends every other device its part; returns our own, not begun yet."""
-        self._request_number += 1
+        self._request_number = next(self._numbers)
         self._transport.take_stats()
         epoch, number, job = self._members.epoch, self._request_number, request.job
         run = JobRun(
             self._model, job, self._transport, self._staging, epoch=epoch, request=number, started_s=started_s,
-            grace_s=RESULT_GRACE_S,
+            timeout_s=request.timeout_s,
         )  # fmt: skip
         self._running = request
         meta = job.to_json()
@@ -282,7 +312,7 @@ class Coordinator:
     def _follow(self, request: Request, device: int, emit: Emit) -> Frame:
         """Passes on the tokens that ``device`` decodes; returns its closing RESULT."""
         while True:
-            deadline = time.monotonic() + request.job.timeout_s + RESULT_GRACE_S
+            deadline = time.monotonic() + request.timeout_s
             frame = self._wait((Kind.TOKEN, Kind.RESULT), (device,), deadline)[device]
             if frame.kind is Kind.RESULT:
                 return frame
@@ -349,11 +379,6 @@ class Coordinator:
     @property
     def _dtype(self) -> str:
         return str(self._model.dtype).removeprefix("torch.")
-
-
-def _as_sent(value: Any, dtype: torch.dtype) -> Any:
-    """Pixels travel in the dtype that the model computes in."""
-    return value.detach().to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _ignore(ids: Tensor) -> None:

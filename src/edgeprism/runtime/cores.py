@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,21 @@ def divide_cores(num_devices: int, *, share: bool = False) -> tuple[tuple[int, .
         return tuple((cores[index % len(cores)],) for index in range(num_devices))
     each = len(cores) // num_devices
     return tuple(cores[index * each : (index + 1) * each] for index in range(num_devices))
+
+
+def settle(cores: tuple[int, ...] | None) -> None:
+    """The calling thread computes on these cores from now on, with one torch thread each. Other threads are left as
+    they are, and so is what a new one starts with. None changes nothing."""
+    if cores is None:
+        return
+    import torch
+
+    num_threads = torch.get_num_threads()
+    _set(cores, len(cores))
+    if num_threads != len(cores):  # that was set for new threads too, which another one sets back
+        thread = threading.Thread(target=torch.set_num_threads, args=(num_threads,))
+        thread.start()
+        thread.join()
 
 
 @contextmanager

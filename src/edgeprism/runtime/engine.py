@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,17 +18,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from edgeprism.errors import InputError, PlanError
+from edgeprism.errors import InputError, PlanError, RequestAborted
 from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.load import directory_of, load_pretrained, no_progress_bar
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
 from edgeprism.models.text import check_ids
+from edgeprism.runtime.accelerator import choose_device
+from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
-from edgeprism.runtime.cores import on_cores
 from edgeprism.runtime.messages import LoadOrder
+from edgeprism.runtime.scheduler import Scheduler, noted
 from edgeprism.runtime.trace import Trace
 from edgeprism.runtime.weights import WeightFiles
 from edgeprism.specs.codec import EXACT, CodecSpec
@@ -35,7 +38,9 @@ from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import STRATEGIES, Plan
 from edgeprism.strategies.greedy import GreedySettings, prompt_tokens
 
-AUTO_NOTE = "plan auto runs local: choosing by measurements is not built yet"
+NOT_OURS = "this engine is closed, or its cluster was given to a newer one; make a new engine"
+EXAMPLE_TOKENS = 128
+MIN_WARMUPS, MAX_WARMUPS, SETTLED = 3, 10, 1.1
 
 _keys = itertools.count()
 
@@ -48,18 +53,35 @@ def load(
     codec: str | CodecSpec = "exact",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    max_pending: int = 64,
+    when_full: WhenFull = "block",
+    keep_order: bool = False,
 ) -> Engine:
     """A model, ready to be called. ``model`` is a hub id, a directory in Hugging Face format, or a loaded model.
 
     ``plan``: "auto", "local", "replica", "sequence", or a ``Plan``. ``codec``: what travels under `sequence`, such as
-    "exact", "means:9.9", "kv:int8". ``dtype``: the checkpoint's by default. Raises InputError, one line that says what
-    cannot be used and what can.
+    "exact", "means:9.9", "kv:int8". ``device``: CUDA by default if a kernel runs there, else the CPU. ``dtype``: of all
+    devices, the checkpoint's by default. For ``Engine.submit``: ``max_pending``
+    requests may wait, ``when_full`` says what happens to more ("block", "drop_oldest", "reject"), and with
+    ``keep_order`` they are answered in the order in which they came. Raises InputError, one line that says what cannot
+    be used and what can.
     """
-    return Engine(model, cluster=cluster, plan=plan, codec=codec, device=device, dtype=dtype)
+    return Engine(
+        model,
+        cluster=cluster,
+        plan=plan,
+        codec=codec,
+        device=device,
+        dtype=dtype,
+        max_pending=max_pending,
+        when_full=when_full,
+        keep_order=keep_order,
+    )
 
 
 class Engine:
-    """See ``load``. Safe from several threads, which take turns."""
+    """See ``load``. For any number of threads; the work is done by a thread of the cluster's, and the callers' are left
+    as they are."""
 
     def __init__(
         self,
@@ -70,19 +92,24 @@ class Engine:
         codec: str | CodecSpec = "exact",
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        max_pending: int = 64,
+        when_full: WhenFull = "block",
+        keep_order: bool = False,
     ) -> None:
-        self._lock = threading.Lock()
         self._cluster = Cluster.alone() if cluster is None else cluster
         self._owns_cluster = cluster is None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.last_trace: Trace | None = None
+        """What the last call did. Of a request that was submitted: the ``trace`` of its future."""
+        self._scheduler: Scheduler | None = None
         self.use(plan, codec)
-        torch_device = _device(device)
-        with on_cores(self._cluster.cores):
-            self._model = _adapted(model, torch_device, _dtype(dtype))
-            self._coordinator = Coordinator(self._cluster.transport, self._model, self._cluster.introductions)
-            self._cluster.engine = self
-            self._coordinator.load_workers(*self._order(model, torch_device))
+        self._thread, wake = self._cluster.thread, self._cluster.transport.wake
+        self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
+        try:
+            self._thread.call(lambda: self._set_up(model, _device_of(model, device), _dtype(dtype)))
+        except BaseException:
+            self.close()
+            raise
 
     def use(self, plan: str | Plan, codec: str | CodecSpec = "exact") -> None:
         """Takes another plan for the requests from now on."""
@@ -110,6 +137,16 @@ class Engine:
         return name in self._model.input_names
 
     @property
+    def num_dropped(self) -> int:
+        """Requests that were dropped because newer ones came."""
+        return self._queue.num_dropped
+
+    @property
+    def num_rejected(self) -> int:
+        """Requests that were refused because too many waited."""
+        return self._queue.num_rejected
+
+    @property
     def config(self) -> Any:
         """The transformers config of the model."""
         return self._model.config
@@ -117,20 +154,39 @@ class Engine:
     @property
     def devices(self) -> tuple[int, ...]:
         """The devices that the next request would use, this process first."""
-        with self._lock, on_cores(self._cluster.cores):
-            return self._coordinator.ready()
+        return self._thread.call(self._coordinator.ready)
 
     def __call__(self, **inputs: Any) -> ModelOutput:
         """One forward pass on the keyword arguments that the transformers model takes; its ModelOutput.
 
         A device that fails in the middle is named in ``last_trace``, and the output is right all the same.
         """
-        with self._lock, on_cores(self._cluster.cores), torch.no_grad():
-            self._check_ours()
-            given = {name: value for name, value in inputs.items() if value is not None}
-            outcome = self._coordinator.forward(given, self._actual_plan())
-            self.last_trace = self._noted(outcome.trace)
-            return outcome.output
+        self._check_thread()
+        answer = self._put(inputs, can_be_dropped=False)
+        output = answer.result()
+        self.last_trace = answer.trace
+        return output
+
+    def submit(self, **inputs: Any) -> Answer:
+        """The future of such a call: several may be under way, and under plan `replica` requests of one sample run on
+        all devices at once, each on the one expected to finish it first.
+
+        When ``max_pending`` wait already, this waits too, or an older one is dropped, or QueueFull is raised, as
+        ``when_full`` says.
+        """
+        return self._put(inputs, can_be_dropped=True)
+
+    def warmup(self, **inputs: Any) -> Trace:
+        """Runs requests like ``inputs`` (without any, one sample of the usual size) until they take no longer than
+        before, so that the next one is as fast as any; the trace of the last."""
+        given = inputs or self._example()
+        times: list[float] = []
+        while len(times) < MIN_WARMUPS or (len(times) < MAX_WARMUPS and times[-1] > SETTLED * min(times)):
+            began = time.perf_counter()
+            self(**given)
+            times.append(time.perf_counter() - began)
+        assert self.last_trace is not None
+        return self.last_trace
 
     def generate(
         self,
@@ -152,23 +208,34 @@ class Engine:
         if not self._codec.is_exact:
             raise PlanError(f"codec {self._codec} cannot be used to generate yet; use exact or kv:exact")
         check_ids(input_ids, self._model.vocab_size)
-        with self._lock, on_cores(self._cluster.cores), torch.no_grad():
-            self._check_ours()
-            settings = _greedy(self._model, max_new_tokens, eos_token_id, pad_token_id)
-            mask = _inferred_mask(self._model, input_ids, settings) if attention_mask is None else attention_mask
-            return self._generate(self._model, input_ids, mask, settings)
+        model = self._model
+        settings = _greedy(model, max_new_tokens, eos_token_id, pad_token_id)
+        mask = _inferred_mask(model, input_ids, settings) if attention_mask is None else attention_mask
+        self._check_thread()
+        abandoned = threading.Event()
+        try:
+            return self._thread.call(lambda: self._generate(model, input_ids, mask, settings, abandoned))
+        except KeyboardInterrupt:
+            abandoned.set()
+            raise
 
     def close(self) -> None:
         """Ends the engine, and its cluster if the engine made it. Closing twice is fine."""
-        with self._lock:
-            if self._cluster.engine is self:
-                self._cluster.engine = None  # the workers live on for the cluster's next engine, until it closes
-                if self._owns_cluster:
-                    self._coordinator.close()
-            if self._owns_cluster:
-                self._cluster.close()
-            if self._folder is not None:
-                self._folder.cleanup()
+        if self._owns_cluster:
+            self._cluster.close()
+        else:
+            self.retire()  # the workers live on for the cluster's next engine, until it closes
+        if self._cluster.engine is self:
+            self._cluster.engine = None
+
+    def retire(self) -> None:
+        """Ends what is under way; requests from now on are refused. For the next engine of the cluster."""
+        self._queue.close(NOT_OURS)
+        if self._scheduler is not None:
+            self._thread.end_serving(self._scheduler.close)
+            self._scheduler = None
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def __enter__(self) -> Engine:
         return self
@@ -178,41 +245,69 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _generate(self, model: Gpt2LM, ids: Tensor, mask: Tensor | None, settings: GreedySettings) -> Tensor:
+    def _set_up(self, model: str | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> None:
+        """On device 0's thread: the model, the devices, and the order to load it."""
+        self._model = _adapted(model, device, dtype)
+        cluster = self._cluster
+        if cluster.engine is not None:
+            cluster.engine.retire()
+        order, weights = self._order(model, device)
+        self._scheduler = Scheduler(cluster.transport, self._model, self._queue, cluster.introductions, cluster.cores)
+        cluster.engine = self
+        self._coordinator.load_workers(order, weights)
+        self._thread.serve(self._scheduler.step)
+
+    @property
+    def _coordinator(self) -> Coordinator:
+        if self._scheduler is None:
+            raise InputError(NOT_OURS)
+        return self._scheduler.coordinator
+
+    def _check_thread(self) -> None:
+        if self._thread.is_here:
+            raise InputError("a callback of a future cannot use the engine; hand over to a thread of your own")
+
+    def _put(self, inputs: dict[str, Any], *, can_be_dropped: bool) -> Answer:
+        given = {name: value for name, value in inputs.items() if value is not None}
+        answer = Answer(given, self._plan, self._codec, can_be_dropped=can_be_dropped)
+        self._queue.put(answer)
+        return answer
+
+    def _example(self) -> dict[str, Tensor]:
+        """One sample of the size that the configuration names."""
+        spec = self.spec
+        if not spec.is_vision:
+            return {"input_ids": torch.zeros(1, min(EXAMPLE_TOKENS, spec.max_tokens), dtype=torch.int64)}
+        size = self.config.image_size
+        height_px, width_px = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.zeros(1, spec.num_channels, height_px, width_px)}
+
+    def _generate(
+        self, model: Gpt2LM, ids: Tensor, mask: Tensor | None, settings: GreedySettings, abandoned: threading.Event
+    ) -> Tensor:
         """Decodes; when a device fails, goes on here from what had been decoded."""
-        plan, failures = self._actual_plan(), tuple[str, ...]()
+        while self._scheduler is not None and self._scheduler.is_busy:
+            self._scheduler.look_around()
+        if self._scheduler is None:
+            raise InputError(NOT_OURS)
+        plan, failures = self._coordinator.plan_of(self._plan, self._codec), tuple[str, ...]()
         steps: list[Tensor] = []
+
+        def emit(step: Tensor) -> None:
+            self._cluster.transport.check_interrupted()
+            if abandoned.is_set():
+                raise RequestAborted("nobody waits for this text any more")
+            steps.append(step.to(ids.device))
+
         while (rest := settings.after(steps)) is not None:
             tokens = prompt_tokens(model, ids, mask, steps, rest.max_new_tokens)
-            trace = self._coordinator.generate(tokens, plan, rest, lambda step: steps.append(step.to(ids.device)))
+            trace = self._coordinator.generate(tokens, plan, rest, emit)
             failures += trace.failures
-            self.last_trace = self._noted(replace(trace, failures=failures))
+            trace = noted(trace, self._plan, self._cluster.num_devices)
+            self.last_trace = replace(trace, failures=failures)
             if trace.failures:
                 plan = Plan.local()
         return torch.cat([ids, *(step[:, None] for step in steps)], dim=1)
-
-    def _actual_plan(self) -> Plan:
-        """The plan of the next request, with shares."""
-        if isinstance(self._plan, Plan):
-            return self._plan
-        num_devices = self._cluster.num_devices
-        if self._plan in ("auto", "local") or num_devices == 1:
-            return Plan.local()
-        if self._plan == "sequence":
-            return Plan.even("sequence", num_devices, self._codec)
-        speeds = self._coordinator.speeds()
-        return Plan(strategy=self._plan, shares=tuple(speed / sum(speeds) for speed in speeds))
-
-    def _noted(self, trace: Trace) -> Trace:
-        if self._plan == "auto":
-            return replace(trace, note=AUTO_NOTE)
-        if self._plan not in ("local", "auto") and self._cluster.num_devices == 1:
-            return replace(trace, note="one device: it runs local")
-        return trace
-
-    def _check_ours(self) -> None:
-        if self._cluster.engine is not self:
-            raise InputError("this engine is closed, or its cluster was given to a newer one; make a new engine")
 
     def _order(self, model: str | PreTrainedModel, device: torch.device) -> tuple[LoadOrder, WeightFiles | None]:
         """What tells workers which model to load: a key for threads, a directory for processes; on other devices a name
@@ -228,7 +323,7 @@ class Engine:
             return LoadOrder(model=directory, dtype=dtype, device=device.type), None
         name = model if isinstance(model, str) else directory
         identity = fingerprint(Path(directory))
-        return LoadOrder(model=name, dtype=dtype, device="cpu", fingerprint=identity), WeightFiles(Path(directory))
+        return LoadOrder(model=name, dtype=dtype, device="", fingerprint=identity), WeightFiles(Path(directory))
 
     def _directory(self, model: str | PreTrainedModel) -> str:
         """Where worker processes read the weights: a model that was given loaded is saved for them, until ``close``."""
@@ -254,15 +349,9 @@ def _adapted(model: str | PreTrainedModel, device: torch.device, dtype: torch.dt
     return adapt(model)
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """The accelerator asked for; the CPU by default. InputError where no kernel runs there."""
-    try:
-        chosen = torch.device(device or "cpu")
-        torch.zeros(1, device=chosen).add_(1)
-    except (RuntimeError, AssertionError) as exc:  # a name that torch does not know, or hardware that is not there
-        reason = str(exc).splitlines()[0]
-        raise InputError(f"device {device!r} cannot be used here ({reason}); use cpu, or cuda where it works") from exc
-    return chosen
+def _device_of(model: str | PreTrainedModel, device: str | torch.device | None) -> torch.device:
+    """A model that was given loaded stays where it is, unless another place is named."""
+    return choose_device(model.device if device is None and isinstance(model, PreTrainedModel) else device)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from edgeprism.strategies.sequence.forward import SequenceForward, Work
 from edgeprism.strategies.staging import Layout, Staging
 from edgeprism.wire.frame import Frame
 from edgeprism.wire.transport import Transport
+
+WORKERS_PART = 0.8  # of the coordinator's time: workers give up first, so that their word on who failed arrives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,23 @@ class Results:
         return {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces) for name, pieces in fields.items()}
 
 
+def as_sent(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The inputs of a request as they travel: pixels in the dtype that the model computes in."""
+    return {
+        name: value.detach().to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def replica_job(
+    inputs: Mapping[str, Any], devices: tuple[int, ...], bounds: tuple[tuple[int, int], ...], timeout_s: float
+) -> Job:
+    """The order to run whole samples: those in ``bounds`` on each device."""
+    tensors = tuple(name for name, value in inputs.items() if isinstance(value, Tensor))
+    options = tuple((name, bool(value)) for name, value in inputs.items() if value is not None and name not in tensors)
+    return Job(kind="replica", tensors=tensors, timeout_s=timeout_s, devices=devices, bounds=bounds, options=options)
+
+
 class JobRun:
     """One device's part of one request, on the coordinator and on workers alike."""
 
@@ -92,18 +112,18 @@ class JobRun:
         epoch: int,
         request: int,
         started_s: float | None = None,
-        grace_s: float = 0.0,
+        timeout_s: float | None = None,
     ) -> None:
         self._model, self._job, self._transport, self._staging = model, job, transport, staging
         self._epoch, self._request = epoch, request
         self._started_s = time.monotonic() if started_s is None else started_s
-        self._grace_s = grace_s
+        self._timeout_s = job.timeout_s if timeout_s is None else timeout_s
         self.meter = Meter()
 
     @property
     def deadline(self) -> float:
         """In seconds of time.monotonic."""
-        return self._started_s + self._job.timeout_s + self._grace_s
+        return self._started_s + self._timeout_s
 
     def run(self, tensors: dict[str, Tensor], emit: Callable[[Tensor], None]) -> Results:
         """A part of what the head reads, or outputs of the own samples. ``emit`` gets tokens as they are decoded."""

@@ -9,8 +9,9 @@ it. So a device that was stopped, cut off or late comes back by itself.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from edgeprism.errors import FrameError, PeerError, PeerFault, PeerTimeout
 from edgeprism.runtime.messages import Introduction, LoadOrder, linked_ranks
@@ -27,7 +28,10 @@ READY_TIMEOUT_S = 0.25  # an idle or waiting worker answers within milliseconds,
 TELL_AGAIN_S = 0.5
 RETRY_S = 5.0  # a device that failed is left out for this long, even if it answers
 RETRY_LOAD_S = 30.0  # one that could not load the model
+RETRY_WRONG_S = 600.0  # one that computes something else
 SILENT = "it does not answer"
+BUSY = "it serves another coordinator with this key; it is used when that one has ended"
+FAILED = "it failed a moment ago"
 
 
 class Membership:
@@ -35,11 +39,19 @@ class Membership:
 
     def __init__(self, transport: Transport, introductions: Mapping[int, Introduction] | None = None) -> None:
         self._transport = transport
+        self.pass_on: Callable[[Frame], None] = lambda frame: None
+        """Is given the frames that are answers to requests."""
+        self.check: Callable[[Frame], str] = lambda loaded: ""
+        """Says what is wrong with what a device computes, as its LOADED frame shows; empty if nothing."""
+        self.versions: dict[int, str] = {}
+        """What each device runs, as it says."""
+        transport.serve(Kind.FETCH, self._send_weights)
         self._introductions = introductions or {}
         self._peers = frozenset(range(transport.num_devices)) - {transport.rank}
         self._num_losses = dict(transport.num_losses)
         self._told_at: dict[int, float] = {}  # when the newest epoch was last sent to a device
         self._answered: set[int] = set()
+        self._busy: set[int] = set()  # serve another coordinator
         self._links: dict[int, frozenset[int]] = {}  # what each device that answered has a link with
         self._order: LoadOrder | None = None
         self._order_number = 0
@@ -59,7 +71,7 @@ class Membership:
         """
         self._weights = weights
         self.new_epoch()
-        self._order, self._order_number = order, self.epoch
+        self._order, self._order_number = order, 1 + secrets.randbelow(2**31 - 1)
         self._await_answers(self._peers & self._transport.connected(), JOIN_TIMEOUT_S)
         self._ask_to_load()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
@@ -117,18 +129,17 @@ class Membership:
         failures = sorted(failures) or [str(exc)]
         failures += [f"device {peer}: {lost[peer]}" for peer in sorted(lost.keys() & workers - blamed)]
         until = time.monotonic() + RETRY_S
-        self._left_out.update(dict.fromkeys(blamed, (until, "it failed a moment ago")))
+        self._left_out.update(dict.fromkeys(blamed, (until, FAILED)))
         for failure in failures:
             log.warning("%s; the request goes on without it", failure)
         return tuple(failures)
 
-    def close(self) -> None:
-        """Tells the workers that the coordinator has ended."""
-        for peer in self._peers:
-            try:
-                self._transport.send(peer, Kind.CLOSE, epoch=self.epoch)
-            except PeerError:
-                continue  # it is gone already
+    def suspect(self, peer: int, reason: str) -> None:
+        """A device failed while others go on: it is left out, and has to answer again before it is used."""
+        self._answered.discard(peer)
+        self._told_at.pop(peer, None)
+        self._left_out[peer] = (time.monotonic() + RETRY_S, FAILED)
+        log.warning("%s; its requests go on without it", reason)
 
     def _forget_lost(self) -> None:
         """Who was lost, if only for a moment, has to answer again, and may have dropped what it was asked to load."""
@@ -174,9 +185,14 @@ class Membership:
             except PeerError:
                 continue  # it has just gone
 
-    def _send_weights(self, peer: int, question: Frame, weights: WeightFiles) -> None:
+    def _send_weights(self, question: Frame) -> None:
+        """As soon as they are asked for, also in the middle of a request: so the link to a board that comes late is
+        busy, and a chunk costs those at work little."""
+        peer = question.sender
+        if self._weights is None or question.request != self._order_number:
+            return
         try:
-            meta, buffers = weights.answer(question.info)
+            meta, buffers = self._weights.answer(question.info)
             self._transport.send(
                 peer, Kind.CHUNK, epoch=question.epoch, request=question.request, meta=meta, buffers=buffers
             )
@@ -188,7 +204,9 @@ class Membership:
 
     def _await_answers(self, peers: Collection[int], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while set(peers) - self._answered - self._transport.lost().keys():
+        while (
+            set(peers) - self._answered - self._busy - self._transport.lost().keys() - self._transport.foreign().keys()
+        ):
             self._tell_new_epoch()
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
@@ -203,23 +221,39 @@ class Membership:
 
     def _take_answer(self, frame: Frame) -> None:
         peer = frame.sender
-        if frame.kind is Kind.READY and frame.epoch == self.epoch:
+        if frame.kind is Kind.READY and frame.info.get("busy"):
+            self._busy.add(peer)
+        elif frame.kind is Kind.READY and frame.epoch == self.epoch:
+            self._busy.discard(peer)
             self._answered.add(peer)
             self._links[peer] = linked_ranks(frame)
             if frame.info.get("holds") == self._order_number:
                 self._holds_model.add(peer)
             else:  # it was restarted, or has served another coordinator since
                 self._holds_model.discard(peer)
-        elif frame.request == self._order_number and frame.kind is Kind.FETCH and self._weights is not None:
-            self._send_weights(peer, frame, self._weights)
         elif frame.request == self._order_number and frame.kind is Kind.LOADED:
-            self.macs_per_s[peer] = self._plausible(frame.info.get("macs_per_s"))
-            self._holds_model.add(peer)
-            log.info("device %d holds the model", peer)
+            self._take_loaded(frame)
         elif frame.request == self._order_number and frame.kind is Kind.FAULT and peer in self._loading():
             del self._asked[peer]
             reason = f"it could not load the model: {frame.info.get('message', 'no reason given')}"
             self._left_out[peer] = (time.monotonic() + RETRY_LOAD_S, reason)
+        else:
+            self.pass_on(frame)
+
+    def _take_loaded(self, frame: Frame) -> None:
+        """A device holds the model: it may be used if it computes what this one does."""
+        peer, info = frame.sender, frame.info
+        self._asked.pop(peer, None)
+        speed, versions = info.get("macs_per_s"), info.get("versions")
+        trouble = self.check(frame)
+        if trouble:
+            self._left_out[peer] = (time.monotonic() + RETRY_WRONG_S, trouble)
+            log.warning("device %d is left out: %s", peer, trouble)
+            return
+        self.macs_per_s[peer] = self._plausible(speed)
+        self.versions[peer] = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
+        self._holds_model.add(peer)
+        log.info("device %d holds the model", peer)
 
     # Knowing
 
@@ -250,7 +284,7 @@ class Membership:
         if self._is_left_out(peer, now):
             return self._left_out[peer][1]
         if peer not in self._answered:
-            return SILENT
+            return BUSY if peer in self._busy else SILENT
         if peer not in self._holds_model:
             return "it does not hold the model yet"
         unlinked = self._unlinked(peer, self._answered & set(ready))

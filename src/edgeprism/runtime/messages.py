@@ -1,12 +1,15 @@
 """What coordinator and workers say to each other: the JSON part of control frames, checked on arrival.
 
-LOAD     path or key of a model, dtype, accelerator     -> LOADED (speed) or FAULT, with the order's number
+LOAD     path or key of a model, dtype, accelerator
+         -> LOADED (speed, versions, what its first block makes of seeded rows) or FAULT, with the order's number
 REQUEST  a Job, with tensors                            -> RESULT (a DeviceTrace, tensors), TOKEN..., or FAULT
 FAULT    message; blamed: the devices that failed the sender; cause: timeout, lost, input or nothing
 EPOCH    the epoch, in the header: drop all older work. For a worker that was started by itself, an Introduction.
-         -> READY (links: the devices that it is connected with; holds: the number of the order that it has loaded)
+         -> READY (links: the devices that it is connected with; holds: the number of the order that it has loaded;
+         or busy: it serves another coordinator)
 FETCH    (worker) nothing, or file and offset, with the order's number -> CHUNK: names and sizes of files, or bytes
 CLOSE    end
+PING     what ``probe`` says: bytes and facts that are asked for -> PONG
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ class LoadOrder:
     model: str
     dtype: str
     device: str
+    """Where it computes; empty where the worker decides."""
     fingerprint: str = ""
     """Of the model in that directory; empty where the worker is sure to read the same files."""
 

@@ -8,24 +8,30 @@ cluster file changed, without touching any other device.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+
+import torch
 
 from edgeprism.errors import InputError, ModelFilesError, PeerError, PeerTimeout
 from edgeprism.models.load import load_pretrained
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
+from edgeprism.runtime.accelerator import choose_device
+from edgeprism.runtime.announce import announced
 from edgeprism.runtime.cluster import Cluster
-from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, split_address
+from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, own_keys, split_address
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.weights import WeightCache
 from edgeprism.runtime.worker import Fetch, Worker
 from edgeprism.wire.key_file import read_key_file
-from edgeprism.wire.keys import OPEN_KEYS, KeyPair, Peer, check_key
+from edgeprism.wire.keys import OPEN_KEYS, Peer, check_key
 from edgeprism.wire.zmq import ZmqTransport
 
 log = logging.getLogger(__name__)
@@ -38,12 +44,12 @@ def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Clust
     """See ``Cluster.from_file``."""
     members = ClusterFile.read(path)
     own = members.members[0]
-    keys = _own_keys(path, own.name, own.public_key, key)
+    keys = own_keys(path, own, key)
     peers = members.peers()
     # Nobody dials the coordinator. A clock that goes on is enough for epochs to grow from one run to the next.
     transport = ZmqTransport(0, keys)
     try:
-        transport.epoch = int(time.time()) % 2**31
+        transport.epoch = int(8 * time.time()) % 2**31
         transport.connect(peers)
         _wait_for(transport, [member.name for member in members.members], require_all=require_all)
     except BaseException:
@@ -60,15 +66,16 @@ def serve(
     coordinator: str | None,
     roots: Sequence[Path],
     cache: WeightCache,
+    device: str | None = None,
+    cores: tuple[int, ...] | None = None,
     num_threads: int | None = None,
+    announce: str | None = None,
 ) -> None:
     """`edgeprism worker`: serves the coordinator with that public key until SIGTERM or SIGINT, which let a request end.
 
-    ``roots``: directories whose subdirectories are models that it has; what it lacks is sent into ``cache``. InputError
-    for an address, a key or a root that cannot be used.
+    ``roots``: directories whose subdirectories are models that it has; what it lacks is sent into ``cache``.
+    ``announce``: the name under which others on the network find it. InputError for what cannot be used of these.
     """
-    import torch
-
     host, port = split_address(listen)
     if (key is None) != (coordinator is None):
         raise InputError("--key and --coordinator belong together: this device's secret, and whom it serves")
@@ -80,21 +87,32 @@ def serve(
     keys = OPEN_KEYS if key is None else read_key_file(key)
     whom = OPEN_KEYS.public if coordinator is None else coordinator
     check_key(whom)
-    if num_threads is not None:
-        torch.set_num_threads(num_threads)
+    if whom == OPEN_KEYS.public and not is_loopback(host):
+        raise InputError("--coordinator is the key of those who have none, which everybody knows: make one of its own")
+    if cores is not None:
+        os.sched_setaffinity(0, cores)  # before torch and libzmq start threads of their own
+    torch_device = choose_device(device)
+    if num_threads is not None or cores is not None:
+        torch.set_num_threads(num_threads or len(cores or ()))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with ZmqTransport(NO_RANK, keys, bind=f"tcp://{host}:{port}") as transport:
         transport.connect([Peer(rank=0, public_key=whom)])
         log.warning("listens on %s; serves the coordinator with key %s", transport.address, whom)
-        Worker(
-            transport, lambda order, fetch: load_order(order, fetch, roots, cache), ends=stop.is_set, stays=True
-        ).serve()
+        log.info("computes on %s", torch_device)
+
+        def load(order: LoadOrder, fetch: Fetch) -> Model:
+            return load_order(order, fetch, roots, cache, torch_device)
+
+        with nullcontext() if announce is None else announced(announce, transport.address, keys.public):
+            Worker(transport, load, ends=stop.is_set, stays=True).serve()
     log.warning("has ended")
 
 
-def load_order(order: LoadOrder, fetch: Fetch, roots: Sequence[Path], cache: WeightCache) -> Model:
+def load_order(
+    order: LoadOrder, fetch: Fetch, roots: Sequence[Path], cache: WeightCache, device: torch.device
+) -> Model:
     """The model of an order: this device's own copy if it is the same, one that was sent before, or one sent now."""
     directory = find_model(order.model, order.fingerprint, roots) or cache.find(order.fingerprint)
     if directory is None:
@@ -102,7 +120,7 @@ def load_order(order: LoadOrder, fetch: Fetch, roots: Sequence[Path], cache: Wei
         directory = cache.fetch(order.fingerprint, fetch.ask, fetch.next_chunk)
     if order.dtype not in DTYPES:
         raise ModelFilesError(f"dtype {order.dtype!r} is unknown here; run the same edgeprism on both devices")
-    return adapt(load_pretrained(str(directory), dtype=DTYPES[order.dtype]))
+    return adapt(load_pretrained(str(directory), dtype=DTYPES[order.dtype]).to(device))  # type: ignore[arg-type]
 
 
 def find_model(name: str, wanted: str, roots: Sequence[Path]) -> Path | None:
@@ -124,17 +142,6 @@ def find_model(name: str, wanted: str, roots: Sequence[Path]) -> Path | None:
             return directory
         log.warning("%s is another model than the coordinator's (sha256 %s and %s)", directory, own[:12], wanted[:12])
     return None
-
-
-def _own_keys(path: Path, name: str, public: str, key: Path | None) -> KeyPair:
-    if public == OPEN_KEYS.public and key is None:
-        return OPEN_KEYS
-    keys = read_key_file(key or path.with_name(f"{name}.secret"))
-    if keys.public != public:
-        raise InputError(
-            f"the key file is of {keys.public}, the cluster file lists {public} for the coordinator {name}"
-        )
-    return keys
 
 
 def _wait_for(transport: ZmqTransport, names: Sequence[str], *, require_all: bool) -> None:

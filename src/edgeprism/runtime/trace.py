@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgeprism.specs.plan import Plan
@@ -39,10 +40,14 @@ class Trace:
     num_tokens: int
     total_s: float
     devices: tuple[DeviceTrace, ...]
+    queued_s: float = 0.0
+    """Seconds that it waited before it was begun; not part of ``total_s``."""
     failures: tuple[str, ...] = ()
     """Devices that failed during the request, and why; it was then finished by the coordinator."""
     left_out: tuple[str, ...] = ()
     """Devices of the plan that could not be used when the request began, and why."""
+    versions: Mapping[int, str] = field(default_factory=dict)
+    """What each device that took part runs, such as "edgeprism 0.1.0, Python 3.11.7, torch 2.13.0"."""
     note: str = ""
 
     @property

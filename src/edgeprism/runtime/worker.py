@@ -17,9 +17,12 @@ from torch import Tensor
 
 from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, PeerLost, PeerTimeout, RequestAborted
 from edgeprism.models.model import Model
+from edgeprism.runtime.accelerator import block_rows
 from edgeprism.runtime.job import JobRun
 from edgeprism.runtime.messages import Introduction, Job, LoadOrder
+from edgeprism.runtime.probe import serve_probe, versions
 from edgeprism.runtime.speed import measure_speed
+from edgeprism.strategies.meter import Meter
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import COORDINATOR, Transport
@@ -35,8 +38,8 @@ FORGET_S = 5.0  # a coordinator that has been away for so long is gone: what it 
 class Fetch:
     """Asks the coordinator of one LOAD frame for weights. RequestAborted or PeerError when it is gone."""
 
-    def __init__(self, transport: Transport, order: Frame) -> None:
-        self._transport, self._order = transport, order
+    def __init__(self, transport: Transport, order: Frame, ends: Callable[[], bool]) -> None:
+        self._transport, self._order, self._ends = transport, order, ends
 
     def ask(self, question: Mapping[str, Any]) -> None:
         """Send a FETCH frame."""
@@ -48,7 +51,18 @@ class Fetch:
         """The answer to the oldest question that has none yet."""
         deadline = time.monotonic() + CHUNK_TIMEOUT_S
         epoch, request = self._order.epoch, self._order.request
-        return self._transport.wait_control((Kind.CHUNK,), (COORDINATOR,), deadline, epoch=epoch, request=request)[0]
+        while True:
+            look_s = min(deadline, time.monotonic() + CHECK_S)
+            try:
+                frames = self._transport.wait_control(
+                    (Kind.CHUNK,), (COORDINATOR,), look_s, epoch=epoch, request=request
+                )
+                return frames[COORDINATOR]
+            except PeerTimeout:
+                if self._ends():
+                    raise RequestAborted("this worker was told to end") from None
+                if look_s == deadline:
+                    raise
 
 
 class Worker:
@@ -71,6 +85,8 @@ class Worker:
         self._model: Model | None = None
         self._staging: Staging | None = None
         self._order_number: int | None = None  # of the order by which the model was loaded
+        transport.forgets_with_coordinator = stays
+        serve_probe(transport)
 
     def serve(self) -> None:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""
@@ -89,7 +105,6 @@ class Worker:
             self._lost_at = None
         elif self._lost_at is None:
             self._lost_at = time.monotonic()
-            self._transport.forget()  # the next one may count its epochs anew
         elif time.monotonic() - self._lost_at > FORGET_S and self._model is not None:
             self._forget("the coordinator is gone")
 
@@ -149,10 +164,13 @@ class Worker:
 
     def _take_model(self, frame: Frame) -> None:
         self._model, self._order_number = None, None  # frees the old one before the new one comes
-        self._model = self._load(LoadOrder.from_json(frame.info), Fetch(self._transport, frame))
+        self._model = self._load(LoadOrder.from_json(frame.info), Fetch(self._transport, frame, self._ends))
         self._staging, self._order_number = Staging(self._model.device), frame.request
-        meta = {"macs_per_s": measure_speed(self._model)}
-        self._transport.send(COORDINATOR, Kind.LOADED, epoch=frame.epoch, request=frame.request, meta=meta)
+        meta = {"macs_per_s": measure_speed(self._model), "versions": versions()}
+        rows = self._staging.to_wire([block_rows(self._model).to(self._model.device)], Meter())
+        self._transport.send(
+            COORDINATOR, Kind.LOADED, epoch=frame.epoch, request=frame.request, meta=meta, buffers=rows
+        )
 
     def _take_request(self, frame: Frame) -> None:
         if self._model is None or self._staging is None:
@@ -164,6 +182,7 @@ class Worker:
         part = JobRun(self._model, job, self._transport, self._staging, epoch=frame.epoch, request=frame.request)
         tensors = dict(zip(job.tensors, self._staging.from_wire(frame, part.meter), strict=True))
         results = part.run(tensors, self._emit(frame, part)).in_pieces(self._transport.limits.max_array_bytes)
+        self._transport.check_epoch(frame.epoch)
         buffers = self._staging.to_wire([tensor.contiguous() for tensor in results.tensors], part.meter)
         meta = {"trace": asdict(part.trace()), "names": list(results.names)}
         self._transport.send(

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from edgeprism.errors import FrameError
+from edgeprism.errors import ForeignProtocol, FrameError
 
 Part: TypeAlias = bytes | bytearray | memoryview
 
@@ -62,9 +62,11 @@ class Kind(IntEnum):
     CLOSE = 10
     FETCH = 11
     CHUNK = 12
+    PING = 13
+    PONG = 14
 
 
-ORDERS = frozenset({Kind.REQUEST, Kind.EPOCH, Kind.LOAD, Kind.CLOSE, Kind.CHUNK})
+ORDERS = frozenset({Kind.REQUEST, Kind.EPOCH, Kind.LOAD, Kind.CLOSE, Kind.CHUNK, Kind.PING})
 """Kinds that only the coordinator, device 0, may send."""
 
 _KINDS = {int(kind): kind for kind in Kind}
@@ -234,7 +236,11 @@ def _check_header(magic: bytes, protocol: int, code: int, pad: int, pad2: int) -
     if magic != MAGIC:
         raise FrameError(f"starts with {magic!r}, not with {MAGIC!r}")
     if protocol != PROTOCOL:
-        raise FrameError(f"speaks protocol {protocol}; this device speaks {PROTOCOL}: run the same edgeprism on both")
+        older = "there" if protocol < PROTOCOL else "here"
+        raise ForeignProtocol(
+            f"it speaks protocol {protocol}, this device {PROTOCOL}; run {older}: pip install --upgrade edgeprism",
+            protocol,
+        )
     if code not in _KINDS:
         raise FrameError(f"unknown kind {code}")
     if pad or pad2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,10 +28,10 @@ class KeyPair:
         """A new pair from the system's randomness."""
         import zmq
 
-        public, secret = zmq.curve_keypair()
-        while public.startswith(b"-"):  # `--coordinator KEY` would take it for an option
+        while True:
             public, secret = zmq.curve_keypair()
-        return cls(public=public.decode(), secret=secret.decode())
+            if not public.startswith(b"-"):  # on a command line it would pass for an option
+                return cls(public=public.decode(), secret=secret.decode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ def check_key(key: str) -> None:
     """InputError unless this is a key of 40 Z85 characters. The key is not repeated: it may be the secret one."""
     try:
         is_key = len(key) == 40 and len(z85.decode(key.encode("ascii"))) == 32
-    except (KeyError, ValueError, ArithmeticError, UnicodeEncodeError):
+    except (KeyError, ValueError, struct.error):  # the last: five characters above 32 bits
         is_key = False
     if not is_key:
         raise InputError("a CURVE key is 40 characters of Z85; make a pair with KeyPair.generate()")

@@ -39,6 +39,8 @@ class Link:
         self.peer = peer
         self.socket = socket
         self.prefix: tuple[bytes, ...] = ()
+        self.waiting: list[tuple[bytes, ...]] = []
+        """Prefixes of further connections with the same key: the next one when this one ends."""
         self.is_up = False
         self.trouble = ""
         """Why it is not up, as far as is known."""
@@ -140,11 +142,11 @@ def make_router(
     return router, router.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 
 
-def close_monitored(socket: Socket | None, monitor: Socket | None) -> None:
-    """Close a socket and its monitor; fine if they are closed."""
+def close_monitored(socket: Socket | None, monitor: Socket | None, linger_s: float = 0.0) -> None:
+    """Close a socket and its monitor; fine if they are closed. What is not sent yet has ``linger_s`` to go."""
     if socket is not None and not socket.closed:
         socket.disable_monitor()
-        socket.close(0)
+        socket.close(round(1000 * linger_s))
     if monitor is not None and not monitor.closed:
         monitor.close(0)
 

@@ -23,7 +23,7 @@ class MemoryTransport(Transport):
     ) -> None:
         super().__init__(rank, num_devices, limits)
         self._mesh = mesh
-        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: wake up
         self._is_closed = False
 
     @classmethod
@@ -54,11 +54,14 @@ class MemoryTransport(Transport):
         receiver._inbox.put(Message(self.rank, [bytearray(part) for part in parts]))
 
     def _poll(self, timeout_s: float | None) -> list[Event]:
-        events: list[Event] = []
+        came: list[Event | None] = []
         try:
-            events.append(self._inbox.get(timeout=timeout_s) if timeout_s != 0 else self._inbox.get_nowait())
-            while len(events) < 64:
-                events.append(self._inbox.get_nowait())
+            came.append(self._inbox.get(timeout=timeout_s) if timeout_s != 0 else self._inbox.get_nowait())
+            while len(came) < 64:
+                came.append(self._inbox.get_nowait())
         except queue.Empty:
             pass
-        return events
+        return [event for event in came if event is not None]
+
+    def _wake(self) -> None:
+        self._inbox.put(None)

@@ -6,7 +6,10 @@ Life story. One thread owns a transport. It waits until its peers are there (``w
 a newer epoch, waits end in RequestAborted; the thread unwinds to ``receive``, reads the EPOCH frame and sets
 ``epoch``. ``close`` ends it.
 
-An implementation gives ``_post``, ``_poll``, ``connected`` and ``close``.
+Other threads may call ``wake``, which ends a ``watch`` early, and ``interrupt``, after which every wait ends in
+RequestAborted.
+
+An implementation gives ``_post``, ``_poll``, ``_wake``, ``connected`` and ``close``.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from edgeprism.errors import FrameError, PeerError, PeerFault, PeerLost, PeerTimeout, RequestAborted
+from edgeprism.errors import ForeignProtocol, FrameError, PeerError, PeerFault, PeerLost, PeerTimeout, RequestAborted
 from edgeprism.wire.frame import (
     DEFAULT_LIMITS,
     ORDERS,
@@ -39,6 +43,7 @@ from edgeprism.wire.stats import Stats
 log = logging.getLogger(__name__)
 
 COORDINATOR = 0
+TELL_FOREIGNER_S = 5.0
 
 
 class Message(NamedTuple):
@@ -46,6 +51,10 @@ class Message(NamedTuple):
 
     sender: int
     parts: Sequence[Part]
+    route: tuple[bytes, ...] = ()
+    """Where an answer goes that is for the connection it came by, where that need not be the peer's link."""
+    is_of_link: bool = True
+    """Whether it came by the peer's link; False for a second connection with the same key."""
 
 
 class Lost(NamedTuple):
@@ -79,10 +88,18 @@ class Transport(ABC):
         self.is_orphan = False
         """The process that started this one is gone, for good; a peer in ``lost`` may come back."""
         self._mailbox = Mailbox()
+        self._is_interrupted = self._is_woken = False
+        self._handlers_by_kind: dict[Kind, Callable[[Frame], None]] = {}
+        self._handled: Message | None = None  # while a handler runs
+        self._foreign: dict[int, str] = {}
+        self._told_foreigner_at: dict[int, float] = {}
         self._lost: dict[int, str] = {}
         self._num_refused = 0
         self.num_losses: Counter[int] = Counter()
         """How often each peer was lost, also for a moment."""
+        self.forgets_with_coordinator = False
+        """Whether all that the coordinator said is void once it is lost: the next one may be another, which counts its
+        epochs anew."""
 
     @property
     def epoch(self) -> int:
@@ -144,6 +161,37 @@ class Transport(ABC):
             remaining_s = None if end is None else end - time.monotonic()
             is_last = self._pump(remaining_s) or (remaining_s is not None and remaining_s <= 0)
 
+    def watch(self, timeout_s: float) -> None:
+        """Take in what happens, until something has or time is out; frames stay for ``receive``. Returns at once when
+        ``wake`` was called since the last time."""
+        is_woken, self._is_woken = self._is_woken, False
+        self._pump(0.0 if is_woken else timeout_s)
+
+    def wake(self) -> None:
+        """From any thread: a ``watch`` that waits ends now, or the next one at once."""
+        self._is_woken = True
+        self._wake()
+
+    def interrupt(self) -> None:
+        """From any thread: from now on every wait ends in RequestAborted, for this device is about to close."""
+        self._is_interrupted = True
+        self._wake()
+
+    def serve(self, kind: Kind, handler: Callable[[Frame], None]) -> None:
+        """Have frames of this control kind handled as they come, whatever else is waited for."""
+        self._handlers_by_kind[kind] = handler
+
+    def answer(
+        self, question: Frame, kind: Kind, *, meta: Mapping[str, Any] | None = None, buffers: Sequence[Buffer] = ()
+    ) -> None:
+        """For a handler: answer the frame in hand by the connection that it came by. PeerLost if that is gone."""
+        assert self._handled is not None, "only the frame that a handler has in hand can be answered"
+        frame = Frame(
+            kind=kind, epoch=question.epoch, request=question.request, sender=self.rank,
+            meta=dump_meta(meta), arrays=tuple(buffers),
+        )  # fmt: skip
+        self._post_back(self._handled, encode(frame, self.limits))
+
     def wait_control(
         self, kinds: Collection[Kind], from_peers: Iterable[int], deadline: float, *, epoch: int, request: int = 0
     ) -> dict[int, Frame]:
@@ -175,13 +223,25 @@ class Transport(ABC):
         self._pump(0.0)
         return dict(self._lost)
 
+    def foreign(self) -> dict[int, str]:
+        """Peers that speak another protocol, and what to do about it."""
+        return dict(self._foreign)
+
     def why_absent(self, peer: int) -> str:
-        """What is known of a peer that is lost, or was never reached; empty if nothing."""
-        return self._lost.get(peer) or self._describe(peer)
+        """What is known of a peer that is lost, was never reached or speaks another protocol; empty if nothing."""
+        return self._lost.get(peer) or self._foreign.get(peer) or self._describe(peer)
+
+    def check_interrupted(self) -> None:
+        """RequestAborted once ``interrupt`` was called."""
+        if self._is_interrupted:
+            raise RequestAborted("this device is closing")
 
     def check_epoch(self, epoch: int) -> None:
-        """RequestAborted if a newer epoch has been announced: for long work without exchanges. Never blocks."""
+        """RequestAborted if a newer epoch has been announced, or the coordinator was lost: for long work without
+        exchanges. Never blocks."""
         self._pump(0.0)
+        if self.epoch != epoch:
+            raise RequestAborted("the coordinator that wanted this is gone")
         if self._mailbox.newest_epoch > epoch:
             raise RequestAborted(f"the coordinator went from epoch {epoch} to {self._mailbox.newest_epoch}")
 
@@ -200,15 +260,24 @@ class Transport(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Leave; the others see this device as lost. Frames not sent yet are dropped. Closing twice is fine."""
+        """Leave; the others see this device as lost. Frames not sent within a moment are dropped. Closing twice is
+        fine."""
 
     @abstractmethod
     def _post(self, peer: int, parts: Sequence[Part]) -> None:
         """Queue a message without blocking. Raises PeerLost."""
 
+    def _post_back(self, message: Message, parts: Sequence[Part]) -> None:
+        """Queue an answer for the connection that a message came by, without blocking. Raises PeerLost."""
+        self._post(message.sender, parts)
+
     @abstractmethod
     def _poll(self, timeout_s: float | None) -> list[Event]:
         """What has happened, in order; waits up to ``timeout_s`` (None: for ever) if nothing has. May return early."""
+
+    @abstractmethod
+    def _wake(self) -> None:
+        """From any thread: make ``_poll`` return, now or as soon as it is called."""
 
     def _describe(self, peer: int) -> str:
         """What is known of a peer that does not answer, for the error message; empty if nothing."""
@@ -294,6 +363,7 @@ class Transport(ABC):
 
     def _pump(self, timeout_s: float | None) -> bool:
         """Take in what has happened; True if a peer was lost by it."""
+        self.check_interrupted()
         began = time.perf_counter()
         events = self._poll(None if timeout_s is None else max(0.0, timeout_s))
         polled = time.perf_counter()
@@ -305,6 +375,8 @@ class Transport(ABC):
                 has_lost = True
                 self._lost[event.peer] = event.reason
                 self.num_losses[event.peer] += 1
+                if event.peer == COORDINATOR and self.forgets_with_coordinator:
+                    self._mailbox.forget()
                 log.info("device %d is gone: %s", event.peer, event.reason)
             elif self._lost.pop(event.peer, None):
                 log.info("device %d is back", event.peer)
@@ -319,14 +391,43 @@ class Transport(ABC):
                 raise FrameError(f"it says that it comes from device {frame.sender}")
             if frame.kind in ORDERS and frame.sender != COORDINATOR:
                 raise FrameError(f"{frame.kind.name} may come from the coordinator only")
+        except ForeignProtocol as exc:
+            self._meet_foreigner(message, str(exc))
+            return
         except FrameError as exc:
             self._drop(f"a frame of device {message.sender} is refused: {exc}")
+            return
+        self._foreign.pop(message.sender, None)
+        if not message.is_of_link and frame.kind not in self._handlers_by_kind:
+            self._turn_away(message, frame)
             return
         self._lost.pop(message.sender, None)
         self.stats.frames_received += 1
         self.stats.bytes_received += sum(map(len, message.parts))
-        if not self._mailbox.put(frame):
+        handler = self._handlers_by_kind.get(frame.kind)
+        if handler is not None:
+            self._handled = message
+            handler(frame)
+            self._handled = None
+        elif not self._mailbox.put(frame):
             self.stats.frames_dropped += 1
+
+    def _meet_foreigner(self, message: Message, why: str) -> None:
+        """Names both numbers here, and sends a frame so that the other side does, too."""
+        self._foreign[message.sender] = why
+        self._drop(f"device {message.sender} is left out: {why}")
+        now = time.monotonic()
+        if now - self._told_foreigner_at.get(message.sender, -TELL_FOREIGNER_S) >= TELL_FOREIGNER_S:
+            self._told_foreigner_at[message.sender] = now
+            with suppress(PeerLost):
+                self._post_back(message, encode(Frame(kind=Kind.READY, epoch=0, sender=self.rank), self.limits))
+
+    def _turn_away(self, message: Message, frame: Frame) -> None:
+        """Tells a second coordinator with the same key that it has to wait for the end of the first."""
+        if frame.kind is Kind.EPOCH:
+            busy = Frame(kind=Kind.READY, epoch=frame.epoch, sender=self.rank, meta=dump_meta({"busy": True}))
+            with suppress(PeerLost):
+                self._post_back(message, encode(busy, self.limits))
 
     def _drop(self, why: str) -> None:
         self.stats.frames_dropped += 1

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import final
 
 import zmq
@@ -31,12 +33,14 @@ from edgeprism.wire.links import (
     make_router,
     read_events,
     read_message,
+    write_message,
 )
 from edgeprism.wire.transport import Event, Lost, Message, Transport, Up
 
 _MAX_MESSAGES_A_POLL = 64
 _SMALL_BYTES = 4096
 _MAX_POLL_S = 3600.0  # libzmq counts milliseconds in 32 bits
+_LINGER_S = 0.3
 
 
 @final
@@ -64,13 +68,17 @@ class ZmqTransport(Transport):
         self._heartbeat_s = (heartbeat_s, heartbeat_timeout_s)
         self._links: dict[int, Link] = {}
         self._ranks: dict[str, int] = {}  # of public keys
-        self._fds: dict[int, Link] = {}  # of accepted connections
+        self._fds: dict[int, tuple[Link, tuple[bytes, ...]]] = {}  # of accepted connections, with their prefix
         self._poller = zmq.Poller()
-        self._handlers: dict[Socket | int, Callable[[list[Event]], None]] = {}
+        self._handlers: dict[Socket | int, Callable[[list[Event]], object]] = {}
         self._context: zmq.Context[Socket] = zmq.Context()
         self._gate = Gate(self._context)
         self._router, self._router_monitor = make_router(self._context, keys, limits, self._heartbeat_s)
+        self._wake_lock = threading.Lock()
+        self._wake_fd, self._waker_fd = os.pipe()
+        os.set_blocking(self._waker_fd, False)
         self._bind(bind)
+        self._watch(self._wake_fd, lambda _: os.read(self._wake_fd, 4096))
         self._watch(self._gate.socket, lambda _: self._gate.answer())
         self._watch(self._router_monitor, self._on_router_event)  # before the router: see _on_router_event
         self._watch(self._router, self._read_router)
@@ -117,19 +125,33 @@ class ZmqTransport(Transport):
         return {rank for rank, link in self._links.items() if link.is_up}
 
     def close(self) -> None:
-        """Close every socket, dropping what is not sent yet."""
+        """Close every socket. What is not sent yet has a moment to go: a result, or the word that this is the end."""
         for link in self._links.values():
             if isinstance(link, DialledLink):
-                close_monitored(link.socket, link.monitor)
-        close_monitored(self._router, self._router_monitor)
+                close_monitored(link.socket, link.monitor, _LINGER_S)
+        close_monitored(self._router, self._router_monitor, _LINGER_S)
         self._gate.socket.close(0)
         self._context.term()
+        with self._wake_lock:  # or a late wake-up would go to whoever gets the number of this descriptor next
+            for fd in {self._wake_fd, self._waker_fd} - {-1}:
+                os.close(fd)
+            self._wake_fd = self._waker_fd = -1
 
     def _post(self, peer: int, parts: Sequence[Part]) -> None:
         link = self._links.get(peer)
         if link is None:
             raise PeerLost(f"device {peer} is not a peer of this transport", (peer,))
         link.post(parts)
+
+    def _post_back(self, message: Message, parts: Sequence[Part]) -> None:
+        """A connection that has never greeted (``visit``) is answered, too, and the peer's link stays as it is."""
+        if not message.route:
+            self._post(message.sender, parts)
+            return
+        try:
+            write_message(self._router, [*message.route, *parts])
+        except zmq.ZMQError as exc:
+            raise PeerLost(f"who asked is gone: {exc.strerror}", (message.sender,)) from exc
 
     def _poll(self, timeout_s: float | None) -> list[Event]:
         timeout_s = self._redial(timeout_s)
@@ -140,6 +162,10 @@ class ZmqTransport(Transport):
             if handler is not None:  # an earlier handler may have closed it
                 handler(events)
         return events
+
+    def _wake(self) -> None:
+        with self._wake_lock, suppress(OSError):  # full: it will wake up anyway; closed: nobody is to be woken
+            os.write(self._waker_fd, b"!")
 
     def _describe(self, peer: int) -> str:
         link = self._links.get(peer)
@@ -153,7 +179,7 @@ class ZmqTransport(Transport):
             message = f"cannot listen on {address!r}: {exc.strerror}; give tcp://ADDRESS:PORT of this device"
             raise InputError(message) from exc
 
-    def _watch(self, source: Socket | int, handler: Callable[[list[Event]], None]) -> None:
+    def _watch(self, source: Socket | int, handler: Callable[[list[Event]], object]) -> None:
         self._poller.register(source, zmq.POLLIN)
         self._handlers[source] = handler
 
@@ -187,7 +213,7 @@ class ZmqTransport(Transport):
 
     def _forget(self, link: Link) -> None:
         self._lost.pop(link.peer.rank, None)
-        self._fds = {fd: other for fd, other in self._fds.items() if other is not link}
+        self._fds = {fd: other for fd, other in self._fds.items() if other[0] is not link}
         if isinstance(link, DialledLink):
             self._hang_up(link)
 
@@ -230,11 +256,14 @@ class ZmqTransport(Transport):
     def _on_router_event(self, events: list[Event]) -> None:
         """Connections that ended. Looked up before reading on: a new connection may have got the same descriptor."""
         gone = [self._fds.pop(fd, None) for _, fd in read_events(self._router_monitor)]
-        routes = [(link, link.prefix) for link in gone if link is not None]
         self._read_router(events, math.inf)  # what they said before they went counts
-        for link, prefix in routes:
-            if link.prefix == prefix and link.fall("its connection ended"):
+        for link, prefix in filter(None, gone):
+            if link.prefix != prefix:
+                link.waiting = [other for other in link.waiting if other != prefix]
+            elif link.fall("its connection ended"):
                 events.append(Lost(link.peer.rank, link.trouble))
+                if link.waiting:
+                    self._raise_link(link, link.waiting.pop(0), events)
 
     def _read_router(self, events: list[Event], limit: float = _MAX_MESSAGES_A_POLL) -> None:
         while limit > 0:
@@ -248,11 +277,22 @@ class ZmqTransport(Transport):
             elif len(parts) == 2 and len(parts[1]) == 0:
                 self._greet(link, parts, events)
             else:
-                events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]]))
+                route = (parts[0].bytes,)
+                is_of_link = route == link.prefix or not link.prefix
+                events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]], route, is_of_link))
 
     def _greet(self, link: Link, parts: list[zmq.Frame], events: list[Event]) -> None:
-        link.prefix = (parts[0].bytes,)
-        self._fds[int(parts[1].get(zmq.SRCFD))] = link
+        """A new connection is the link, unless one stands: two coordinators may have the same key, and what they want
+        must not be mixed. The second one waits; heartbeats end a connection that is only thought to stand."""
+        prefix = (parts[0].bytes,)
+        self._fds[int(parts[1].get(zmq.SRCFD))] = (link, prefix)
+        if link.is_up:
+            link.waiting.append(prefix)
+        else:
+            self._raise_link(link, prefix, events)
+
+    def _raise_link(self, link: Link, prefix: tuple[bytes, ...], events: list[Event]) -> None:
+        link.prefix = prefix
         link.rise()
         events.append(Up(link.peer.rank))
 

@@ -1,0 +1,113 @@
+"""What device 0 does next: begin a request that waits, take in what others have done, look after the cluster.
+
+Requests are begun in the order in which they came. Most take all devices, so one runs at a time; requests of one
+sample under plan `replica` take one device each and run side by side (``singles``). Of the two kinds only one is under
+way at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from edgeprism.errors import InputError, RequestAborted
+from edgeprism.models.model import Model, only
+from edgeprism.runtime.answers import Answer, RequestQueue
+from edgeprism.runtime.coordinator import Coordinator
+from edgeprism.runtime.membership import Membership
+from edgeprism.runtime.messages import Introduction
+from edgeprism.runtime.patience import Patience
+from edgeprism.runtime.singles import Singles
+from edgeprism.runtime.trace import Trace
+from edgeprism.specs.plan import Plan
+from edgeprism.strategies.replica.forward import batch_of
+from edgeprism.wire.transport import Transport
+
+AUTO_NOTE = "plan auto runs local: choosing by measurements is not built yet"
+
+LOOK_AROUND_S = 0.5
+# Numbers of requests and of orders to load, which are epochs, are never the same.
+_FIRST_REQUEST = 2**31
+
+
+class Scheduler:
+    """Owned by device 0's thread, which takes ``step`` after ``step``."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        model: Model,
+        queue: RequestQueue,
+        introductions: Mapping[int, Introduction] | None,
+        cores: tuple[int, ...] | None,
+    ) -> None:
+        self._transport, self._model, self._queue = transport, model, queue
+        numbers = itertools.count(_FIRST_REQUEST)
+        patience = Patience()
+        self._members = Membership(transport, introductions)
+        self.coordinator = Coordinator(transport, model, self._members, patience, numbers)
+        self._singles = Singles(transport, model, self._members, patience, queue, numbers, cores)
+        self._members.pass_on = self._singles.take
+
+    def step(self) -> None:
+        """Begins a request if one can be begun; else waits until something happens, half a second at most."""
+        answer = self._queue.pop()
+        if answer is None:
+            self.look_around()
+        elif not self._begin(answer):
+            self._queue.put_back(answer)
+            self.look_around()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether devices have requests in hand."""
+        return self._singles.num_in_hand > 0
+
+    def close(self) -> None:
+        """Ends what devices have in hand."""
+        self._singles.close(InputError("the engine was closed while this request ran"))
+
+    def _begin(self, answer: Answer) -> bool:
+        """False when it has to wait."""
+        began_s = time.monotonic()
+        try:
+            only(answer._inputs, *self._model.input_names)
+            if self._is_single(answer):
+                return self._singles.offer(answer)
+            if self._singles.num_in_hand:
+                return False
+            plan = self.coordinator.plan_of(answer._plan, answer._codec)
+            outcome = self.coordinator.forward(answer._inputs, plan)
+        except RequestAborted:
+            self._queue.finish(answer, InputError("the engine was closed while this request ran"))
+            raise
+        except BaseException as exc:
+            self._queue.finish(answer, exc)
+            return True
+        trace = noted(outcome.trace, answer._plan, self._transport.num_devices)
+        answer.trace = replace(
+            trace, versions=self.coordinator.versions_of(trace), queued_s=began_s - answer._submitted_s
+        )
+        self._queue.finish(answer, outcome.output)
+        return True
+
+    def _is_single(self, answer: Answer) -> bool:
+        return answer._plan == "replica" and self._transport.num_devices > 1 and batch_of(answer._inputs) == 1
+
+    def look_around(self) -> None:
+        """Waits until something happens, half a second at most, and takes it in."""
+        self._transport.watch(max(0.0, min(LOOK_AROUND_S, self._singles.patience_s)))
+        if self._transport.num_devices > 1:
+            self._members.ready()  # takes in what came, tells and asks those that have to be
+        self._singles.collect()
+
+
+def noted(trace: Trace, plan: str | Plan, num_devices: int) -> Trace:
+    """The trace with a note where another plan ran than its name says."""
+    if plan == "auto":
+        return replace(trace, note=AUTO_NOTE)
+    if plan != "local" and num_devices == 1:
+        return replace(trace, note="one device: it runs local")
+    return trace
