@@ -213,6 +213,8 @@ class Campaign:
             "closest_to_the_rule": self._told(slowest, rule),
             "over_the_rule": [self._told(answer, rule) for answer in over],
             "slowest": [self._told(answer, rule) for answer in sorted(answered, key=lambda a: -a.took_s)[:10]],
+            "longest_wait_for_devices_s": round(max(a.started_s - a.asked_s for a in answered), 3),
+            "largest_unaccounted_s": round(max(answer.unaccounted_s for answer in answered), 3),
             "largest_exact_difference": max(a.difference for a in answered if a.way.codec == "exact"),
             "largest_lossy_difference": max((a.difference for a in answered if a.way.codec != "exact"), default=0.0),
             "lossy_tolerance": round(self._stream.lossy_tolerance, 4),

@@ -1,8 +1,8 @@
-"""A stream of requests from several threads to one engine: each answer is compared with the local one, each request
-timed.
+"""A stream of requests from several threads to one engine: answers are compared with the local one, requests timed.
 
-``ask`` is the only place that calls the engine. Requests take turns, so the time of one runs from when it had its turn;
-who waits for a turn waits for others, not for devices.
+Requests wait in the engine's queue until devices are free. What a request *took* runs from when it was first given to
+devices until it was answered, and what it *waited* before that; both are its trace's own words, which are held against
+the caller's clock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import edgeprism
 NUM_PICTURES = 6
 TOLERANCE = 1e-3  # of logits, where the codec is exact
 LOSSY_TOLERANCE = 0.1  # of the smallest distance between the answers of two pictures, where it is not
-PAUSE_S = 0.002  # between two requests of a client: whoever is next gets the turn
 
 
 class Way(NamedTuple):
@@ -43,20 +42,19 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One request that was answered. Times are those of ``time.monotonic``."""
+    """One request that was answered. Moments are those of ``time.monotonic``."""
 
     way: Way
+    asked_s: float
     started_s: float
     ended_s: float
+    took_s: float
+    unaccounted_s: float
+    """What the caller waited longer than the trace says."""
     devices: tuple[int, ...]
     failures: tuple[str, ...]
     difference: float
     is_right: bool
-
-    @property
-    def took_s(self) -> float:
-        """Seconds of its turn."""
-        return self.ended_s - self.started_s
 
 
 class Stream:
@@ -83,7 +81,7 @@ class Stream:
             self._wanted = model(pixel_values=self._pictures).logits
         self.lossy_tolerance = LOSSY_TOLERANCE * smallest_distance(self._wanted)
         assert self.lossy_tolerance > 10 * TOLERANCE, "the answers are too much alike to tell one from another"
-        self._turn = threading.Lock()
+        self._choosing = threading.Lock()  # a plan is the engine's, until the request is submitted
         self._ended = threading.Event()
         self._asked_s: dict[int, float] = {}  # by client, since when it waits for its answer
         self._clients = [
@@ -105,7 +103,7 @@ class Stream:
         return sum(client.is_alive() for client in self._clients)
 
     def longest_wait_s(self) -> float:
-        """For how long the client that waits longest has been waiting, its turn included."""
+        """For how long the client that waits longest has been waiting for its answer."""
         return max((time.monotonic() - asked_s for asked_s in list(self._asked_s.values())), default=0.0)
 
     def used_after_s(self, device: int, since_s: float) -> float | None:
@@ -116,18 +114,21 @@ class Stream:
     def ask(self, way: Way, first: int) -> Answered:
         """One request with the pictures from ``first`` on."""
         chosen = [(first + index) % NUM_PICTURES for index in range(way.batch)]
-        with self._turn:
-            started_s = time.monotonic()
+        asked_s = time.monotonic()
+        with self._choosing:
             self._engine.use(way.plan, way.codec)
-            output = self._engine(pixel_values=self._pictures[chosen])
-            trace, ended_s = self._engine.last_trace, time.monotonic()
+            answer = self._engine.submit(pixel_values=self._pictures[chosen])
+        output, trace, ended_s = answer.result(), answer.trace, time.monotonic()
         assert trace is not None
         difference = float((output.logits - self._wanted[chosen]).abs().max())
         tolerance = TOLERANCE if way.codec.endswith("exact") else self.lossy_tolerance
         return Answered(
             way=way,
-            started_s=started_s,
+            asked_s=asked_s,
+            started_s=ended_s - trace.total_s,
             ended_s=ended_s,
+            took_s=trace.total_s,
+            unaccounted_s=ended_s - asked_s - trace.queued_s - trace.total_s,
             devices=tuple(device.device for device in trace.devices),
             failures=trace.failures,
             difference=difference,
@@ -143,7 +144,6 @@ class Stream:
             except Exception:  # whatever it is, the request is lost, and the campaign counts it
                 self.lost.append(f"{way}: {traceback.format_exc()}")
             self._asked_s.pop(client)
-            time.sleep(PAUSE_S)
 
 
 def small_vit(smoke: bool = False) -> transformers.PreTrainedModel:
