@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,17 +17,70 @@ _MAX_HEADER_BYTES = 100 * 2**20
 _CHUNK_BYTES = 2**20
 
 
-def fingerprint(directory: Path) -> str:
-    """One sha256 over the manifest: equal where two directories hold the same model."""
-    return hashlib.sha256(json.dumps(manifest(directory), sort_keys=True).encode()).hexdigest()
+class TensorHashes:
+    """dtype, shape and sha256 of each tensor in a safetensors file, which may still be growing.
+
+    The file is 8 bytes of header size, a JSON header, then the tensors' bytes. Each ``advance`` reads only what is new.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tensors: dict[str, dict[str, Any]] = {}
+        self._rest: deque[_Tensor] | None = None  # None until the header is there
+        self._problem = ""
+
+    def advance(self) -> None:
+        """Hash what the file holds by now. OSError where it cannot be read."""
+        if self._problem or self._rest == deque():
+            return
+        with self._path.open("rb") as file:
+            try:
+                if self._rest is None:
+                    self._rest = _header(file)
+                self._hash(file, self._rest or deque())
+            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+                self._problem = f"{self._path.name} is no safetensors file: {exc}"
+
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """By name, once the whole file has been hashed; ValueError where it is none, or cut short."""
+        if self._problem:
+            raise ValueError(self._problem)
+        if self._rest is None or self._rest:
+            raise ValueError(f"{self._path.name} is cut short")
+        return self._tensors
+
+    def _hash(self, file: BinaryIO, rest: deque[_Tensor]) -> None:
+        while rest:
+            tensor = rest[0]
+            file.seek(tensor.start)
+            while tensor.start < tensor.stop:
+                chunk = file.read(min(tensor.stop - tensor.start, _CHUNK_BYTES))
+                if not chunk:
+                    return
+                tensor.digest.update(chunk)
+                tensor.start += len(chunk)
+            self._tensors[tensor.name] = {**tensor.entry, "sha256": tensor.digest.hexdigest()}
+            rest.popleft()
 
 
-def manifest(directory: Path) -> dict[str, Any]:
+def fingerprint(directory: Path, hashed: Mapping[str, TensorHashes] | None = None) -> str:
+    """One sha256 over the manifest: equal where two directories hold the same model.
+
+    ``hashed``: by name, files that were hashed when they came. ModelFilesError where something cannot be read.
+    """
+    return hashlib.sha256(json.dumps(manifest(directory, hashed or {}), sort_keys=True).encode()).hexdigest()
+
+
+def manifest(directory: Path, hashed: Mapping[str, TensorHashes]) -> dict[str, Any]:
     """``config``: sha256 of config.json's contents; ``tensors``: dtype, shape and sha256 by name. ModelFilesError."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         kept = {name: value for name, value in config.items() if name not in _INCIDENTAL}
-        tensors = {name: entry for path in _weight_files(directory) for name, entry in _tensors(path)}
+        tensors: dict[str, Any] = {}
+        for path in _weight_files(directory):
+            hashes = hashed.get(path.name) or TensorHashes(path)
+            hashes.advance()
+            tensors |= hashes.tensors()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelFilesError(f"the model in {directory} cannot be read: {exc}") from exc
     return {"config": hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(), "tensors": tensors}
@@ -41,34 +96,32 @@ def _weight_files(directory: Path) -> list[Path]:
     return [directory / name for name in sorted(names)]
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each tensor of a safetensors file: 8 bytes of header size, a JSON header, then the bytes."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 0 < size <= _MAX_HEADER_BYTES:
-            raise ValueError(f"{path.name} is no safetensors file")
-        header = json.loads(file.read(size))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, stop = entry["data_offsets"]
-            yield (
-                name,
-                {
-                    "dtype": entry["dtype"],
-                    "shape": entry["shape"],
-                    "sha256": _hash(file, 8 + size + start, stop - start),
-                },
-            )
+@dataclass(slots=True, kw_only=True)
+class _Tensor:
+    """What is left of one tensor: its bytes from ``start`` to ``stop`` in the file."""
+
+    name: str
+    entry: dict[str, Any]
+    start: int
+    stop: int
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
 
-def _hash(file: BinaryIO, offset: int, num_bytes: int) -> str:
-    file.seek(offset)
-    digest = hashlib.sha256()
-    while num_bytes > 0:
-        chunk = file.read(min(num_bytes, _CHUNK_BYTES))
-        if not chunk:
-            raise ValueError(f"{file.name} is cut short")
-        digest.update(chunk)
-        num_bytes -= len(chunk)
-    return digest.hexdigest()
+def _header(file: BinaryIO) -> deque[_Tensor] | None:
+    """The tensors in the order of their bytes; None while the header is not there as a whole."""
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        return None
+    size = int.from_bytes(prefix, "little")
+    if not 0 < size <= _MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {size} bytes")
+    text = file.read(size)
+    if len(text) < size:
+        return None
+    tensors = []
+    for name, entry in json.loads(text).items():
+        if name != "__metadata__":
+            start, stop = (8 + size + int(offset) for offset in entry["data_offsets"])
+            kept = {"dtype": entry["dtype"], "shape": entry["shape"]}
+            tensors.append(_Tensor(name=name, entry=kept, start=start, stop=stop))
+    return deque(sorted(tensors, key=lambda tensor: tensor.start))

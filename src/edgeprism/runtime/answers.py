@@ -36,6 +36,7 @@ class Answer(Future[ModelOutput]):
         self._inputs, self._plan, self._codec = inputs, plan, codec
         self._can_be_dropped = can_be_dropped
         self._submitted_s = time.monotonic()
+        self._began_s: float | None = None  # when a device first had it
         self._failures: tuple[str, ...] = ()
 
 

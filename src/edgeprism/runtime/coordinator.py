@@ -342,7 +342,8 @@ class Coordinator:
     def _timeout_s(self, kind: Hashable, plan: Plan, batch: int, num_tokens: int) -> float:
         """How long to wait for others: what the request was counted to take, or was seen to."""
         cost = self._cost(plan, batch, num_tokens)
-        compute_s = cost.busiest.macs / min(speed for speed in self.speeds() if speed)
+        speeds = [speed for speed, share in zip(self.speeds(), plan.shares, strict=False) if share and speed]
+        compute_s = cost.busiest.macs / min(speeds, default=self._members.macs_per_s[0])
         num_bytes = sum(device.bytes_sent for device in cost.devices)
         return self._patience.timeout_s(kind, compute_s=compute_s, num_bytes=num_bytes)
 

@@ -59,6 +59,7 @@ class Membership:
         self._num_chunks = 0
         self._asked: dict[int, int] = {}  # the epoch in which a device was last asked to load the model
         self._holds_model: set[int] = set()
+        self._used: frozenset[int] = frozenset()  # when ``ready`` was last asked
         self._left_out: dict[int, tuple[float, str]] = {}  # until when, and why
         self.epoch = transport.epoch
         self.macs_per_s: dict[int, float] = {}
@@ -95,6 +96,9 @@ class Membership:
         usable = {peer for peer in self._answered & self._holds_model if not self._is_left_out(peer, now)}
         while unlinked := {peer: count for peer in usable if (count := len(self._unlinked(peer, usable)))}:
             usable.remove(max(unlinked, key=lambda peer: (unlinked[peer], peer)))
+        for peer in sorted(usable - self._used):
+            log.info("device %d is used from now on", peer)
+        self._used = frozenset(usable)
         return (0, *sorted(usable))
 
     def absent(self) -> dict[int, str]:
@@ -246,7 +250,7 @@ class Membership:
             self._left_out[peer] = (time.monotonic() + RETRY_WRONG_S, trouble)
             log.warning("device %d is left out: %s", peer, trouble)
             return
-        self.macs_per_s[peer] = max(1.0, float(speed)) if isinstance(speed, int | float) else 1.0
+        self.macs_per_s[peer] = self._plausible(speed)
         self.versions[peer] = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
         self._holds_model.add(peer)
         log.info("device %d holds the model", peer)
@@ -256,6 +260,12 @@ class Membership:
     def _loading(self) -> set[int]:
         """The devices that were asked to load the model and have not said how it went."""
         return {peer for peer, epoch in self._asked.items() if epoch == self.epoch} - self._holds_model
+
+    def _plausible(self, macs_per_s: object) -> float:
+        """A speed that a device claims, at most a thousand times faster or slower than this one: deadlines follow."""
+        own = self.macs_per_s.get(0, 1.0)
+        claimed = float(macs_per_s) if isinstance(macs_per_s, int | float) else own
+        return min(max(claimed, own / 1000), own * 1000)
 
     def _is_left_out(self, peer: int, now: float) -> bool:
         return peer in self._left_out and self._left_out[peer][0] > now

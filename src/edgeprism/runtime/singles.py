@@ -111,6 +111,7 @@ class Singles:
             num_losses=self._transport.num_losses[device],
         )  # fmt: skip
         self._in_hand[device].append(held)
+        answer._began_s = answer._began_s or now
         if device == 0:
             future = self._own.submit(self._compute, inputs)
             future.add_done_callback(lambda done: self._own_is_done(held, done))
@@ -260,14 +261,15 @@ class Singles:
         if device:
             self._patience.learn((device, held.kind), took_s)
         answer = held.answer
+        began_s = answer._began_s or held.given_s  # a device that failed it counts, too
         shares = tuple(float(index == device) for index in range(self._transport.num_devices))
         answer.trace = Trace(
             plan=Plan(strategy="replica", shares=shares),
             dtype=str(self._model.dtype).removeprefix("torch."),
             batch=1,
             num_tokens=self._model.num_tokens(answer._inputs),
-            total_s=now - held.given_s,
-            queued_s=held.given_s - answer._submitted_s,
+            total_s=now - began_s,
+            queued_s=began_s - answer._submitted_s,
             devices=parts,
             failures=answer._failures,
             versions={part.device: self._members.versions.get(part.device, "") for part in parts},

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgeprism.errors import FrameError, InputError, ModelFilesError
-from edgeprism.models.manifest import fingerprint
+from edgeprism.models.manifest import TensorHashes, fingerprint
 from edgeprism.wire.frame import Buffer, Frame
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,12 @@ class WeightFiles:
         name, offset = question.get("file"), question.get("offset")
         if name is None:
             return {"files": self._sizes}, ()
-        if name not in self._sizes or not isinstance(offset, int) or not 0 <= offset < self._sizes[name]:
+        if (
+            not isinstance(name, str)
+            or name not in self._sizes
+            or not isinstance(offset, int)
+            or not 0 <= offset < self._sizes[name]
+        ):
             raise FrameError(f"a worker asks for {name!r} at {offset!r}, which is not there")
         with (self._directory / name).open("rb") as file:
             file.seek(offset)
@@ -90,8 +95,9 @@ class WeightCache:
             ask({})
             sizes = _sizes(next_chunk())
             self._make_room(sum(sizes.values()), partial)
-            _receive(partial, sizes, ask, next_chunk)
-            if not _is(wanted, partial):
+            hashes = {name: TensorHashes(partial / name) for name in sizes if name.endswith(".safetensors")}
+            _receive(partial, sizes, hashes, ask, next_chunk)
+            if not _is(wanted, partial, hashes):
                 shutil.rmtree(partial)
                 raise ModelFilesError("what the coordinator sent is not the model that it ordered; it is thrown away")
             os.replace(partial, directory)
@@ -123,9 +129,9 @@ class WeightCache:
             del used[oldest]
 
 
-def _is(wanted: str, directory: Path) -> bool:
+def _is(wanted: str, directory: Path, hashes: Mapping[str, TensorHashes]) -> bool:
     try:
-        return fingerprint(directory) == wanted
+        return fingerprint(directory, hashes) == wanted
     except ModelFilesError:
         return False
 
@@ -139,8 +145,10 @@ def _sizes(frame: Frame) -> dict[str, int]:
     return files
 
 
-def _receive(partial: Path, sizes: Mapping[str, int], ask: Ask, next_chunk: NextChunk) -> None:
-    """Fills the directory with what it lacks, a window of chunks ahead."""
+def _receive(
+    partial: Path, sizes: Mapping[str, int], hashes: Mapping[str, TensorHashes], ask: Ask, next_chunk: NextChunk
+) -> None:
+    """Fills the directory with what it lacks, a window of chunks ahead; hashes while the next ones travel."""
     wanted = _missing(partial, sizes)
     under_way: deque[tuple[str, int]] = deque()
     total, shown = max(1, sum(sizes.values())), -1
@@ -156,6 +164,8 @@ def _receive(partial: Path, sizes: Mapping[str, int], ask: Ask, next_chunk: Next
             raise FrameError(f"the coordinator sent another chunk than {name} at {offset}")
         with (partial / name).open("ab") as file:
             file.write(frame.arrays[0].data.tobytes())
+        if name in hashes:
+            hashes[name].advance()
         percent = 10 * int(
             10 * sum((partial / name).stat().st_size for name in sizes if (partial / name).exists()) / total
         )

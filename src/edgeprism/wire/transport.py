@@ -94,6 +94,7 @@ class Transport(ABC):
         self._foreign: dict[int, str] = {}
         self._told_foreigner_at: dict[int, float] = {}
         self._lost: dict[int, str] = {}
+        self._num_refused = 0
         self.num_losses: Counter[int] = Counter()
         """How often each peer was lost, also for a moment."""
         self.forgets_with_coordinator = False
@@ -430,9 +431,9 @@ class Transport(ABC):
 
     def _drop(self, why: str) -> None:
         self.stats.frames_dropped += 1
-        num_dropped = self.stats.frames_dropped
-        if num_dropped & (num_dropped - 1) == 0:  # 1, 2, 4, 8...: a flood must not flood the log
-            log.warning("%s (%d dropped so far)", why, num_dropped)
+        self._num_refused += 1
+        if self._num_refused & (self._num_refused - 1) == 0:  # 1, 2, 4, 8...: a flood must not flood the log
+            log.warning("%s (%d refused so far)", why, self._num_refused)
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from edgeprism.wire.transport import Event, Lost, Message, Transport, Up
 
 _MAX_MESSAGES_A_POLL = 64
 _SMALL_BYTES = 4096
+_MAX_POLL_S = 3600.0  # libzmq counts milliseconds in 32 bits
 _LINGER_S = 0.3
 
 
@@ -155,7 +156,8 @@ class ZmqTransport(Transport):
     def _poll(self, timeout_s: float | None) -> list[Event]:
         timeout_s = self._redial(timeout_s)
         events: list[Event] = []
-        for source, _ in self._poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
+        timeout_ms = None if timeout_s is None else math.ceil(min(timeout_s, _MAX_POLL_S) * 1000)
+        for source, _ in self._poller.poll(timeout_ms):
             handler = self._handlers.get(source)
             if handler is not None:  # an earlier handler may have closed it
                 handler(events)
