@@ -329,8 +329,8 @@ def test_an_engine_that_is_forgotten_leaves_no_thread() -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("interrupt", [False, True])
 def test_a_program_may_end_without_closing(interrupt: bool) -> None:
-    """In the middle of a stream, by its own end or by Ctrl-C: it ends soon, without a word of ours, and takes its worker
-    with it."""
+    """In the middle of a stream, by its own end or by Ctrl-C: it ends soon, without a word of ours, and takes its
+    worker with it."""
     program = """
 import sys, time, edgeprism
 from tests.families import example, make
