@@ -22,7 +22,7 @@ READY := $(VENV)/.ready
 DEMO_READY := $(VENV)/.demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo demo test check wheel bench-smoke lock clean
+.PHONY: help setup setup-demo demo test check wheel bench-smoke campaign lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,10 @@ wheel: $(READY)  ## build the wheel, and ask the command line in it for help
 
 bench-smoke: $(READY)  ## every benchmark at its smallest size, to prove that it runs
 	@$(PY) -m benchmarks.smoke
+
+campaign: $(READY)  ## 1,000 requests through 100 faults (needs root and ip), 1,000,000 false frames; some minutes
+	@$(PY) -m benchmarks.campaign
+	@$(PY) -m benchmarks.fuzz
 
 lock: $(VENV)/.made  ## write requirements/lock.txt anew from pyproject.toml
 	@$(PIP) install --quiet uv==$(UV_VERSION)

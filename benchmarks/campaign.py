@@ -2,9 +2,9 @@
 
 Three boards with links of 200 Mbit/s serve four clients at once while 100 faults happen to them, drawn by a seed. A
 fourth, whose key is listed, only sends garbage. Every answer is compared with the local one. No request may take longer
-than a deadline of max(0.5 s, 3 x what such requests took undisturbed just before), 0.25 s to find out who is left, and
-what the coordinator takes alone (the slowest `local` request of the same batch in the same campaign). Boards share two
-cores with the coordinator: times are those of a loaded machine, for all that is compared.
+than a deadline of max(0.5 s, 3 x what such requests took lately when nobody failed), 0.25 s to find out who is left,
+and what the coordinator takes alone (the slowest `local` request of the same batch in the same campaign). Boards share
+two cores with the coordinator: times are those of a loaded machine, for all that is compared.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WAYS = (
 NUM_CLIENTS = 4
 SEED = 0
 FLOOR_S, FACTOR, RECOVER_S = 0.5, 3.0, 0.25
-NUM_BEFORE = 5  # undisturbed requests of the same way, whose median is what one is expected to take
+NEW_WEIGHT = 0.3  # of the newest undisturbed request in what the next one is expected to take
 REACH_BACK_S = 10.0
 GIVE_UP_BACK_S = 30.0
 HUNG_S = 60.0
@@ -250,7 +250,8 @@ class Rule:
 
     def __init__(self, answered: Sequence[Answered], calm: Sequence[Answered]) -> None:
         self._calm_s = {way: statistics.median(a.took_s for a in mine) for way, mine in by_way(calm).items()}
-        self._undisturbed = by_way([answer for answer in answered if not answer.failures])
+        with_others = [answer for answer in answered if answer.devices != (0,) or answer.way.plan == "local"]
+        self._undisturbed = by_way([answer for answer in with_others if not answer.failures])
         self.alone_s: dict[int, float] = {}
         """The slowest `local` request, by batch."""
         for answer in answered:
@@ -259,10 +260,12 @@ class Rule:
                 self.alone_s[batch] = max(answer.took_s, self.alone_s.get(batch, 0.0))
 
     def expected_s(self, answer: Answered) -> float:
-        """What such requests took just before, undisturbed, but not less than in calm."""
-        before = [a.took_s for a in self._undisturbed.get(answer.way, ()) if a.ended_s <= answer.started_s]
-        recent_s = statistics.median(before[-NUM_BEFORE:]) if before else 0.0
-        return max(recent_s, self._calm_s.get(answer.way, 0.0))
+        """What such requests took before this one, undisturbed; the last ones count most."""
+        expected_s = self._calm_s.get(answer.way, 0.0)
+        for before in self._undisturbed.get(answer.way, ()):
+            if before.ended_s <= answer.started_s:
+                expected_s += NEW_WEIGHT * (before.took_s - expected_s)
+        return expected_s
 
     def allowed_s(self, answer: Answered) -> float:
         """The deadline, finding out who is left, and the coordinator's own time."""

@@ -61,7 +61,9 @@ class Request:
     batch: int
     num_tokens: int
     timeout_s: float
-    kind: Hashable  # requests of one kind take about the same time
+    kind: Hashable
+    """Requests of one kind take about the same time. Who takes part does not matter: after each failure somebody else
+    does, and then nothing would be known of how long to wait."""
 
 
 class Coordinator:
@@ -245,7 +247,7 @@ class Coordinator:
         for start, stop in bounds:
             plan.codec.num_rows(stop - start)  # PlanError before anything is sent
         masks = {} if tokens.mask is None else {"mask": tokens.mask}
-        kind = ("sequence", devices, bounds, str(plan.codec), tokens.batch, tuple(masks), greedy is not None)
+        kind = ("sequence", str(plan.codec), tokens.batch, tokens.num_tokens, tuple(masks), greedy is not None)
         timeout_s = self._timeout_s(kind, plan, tokens.batch, tokens.num_tokens)
         job = Job(
             kind="sequence",
@@ -273,7 +275,7 @@ class Coordinator:
         all_bounds = sample_bounds(batch, plan.shares)
         devices = tuple(device for device, (start, stop) in enumerate(all_bounds) if stop > start)
         bounds = tuple(all_bounds[device] for device in devices)
-        kind = ("replica", devices, bounds, num_tokens)
+        kind = ("replica", batch, num_tokens)
         timeout_s = self._timeout_s(kind, plan, batch, num_tokens)
         job = replica_job(inputs, devices, bounds, WORKERS_PART * timeout_s)
 
