@@ -6,6 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from edgeprism.cli.log_budget import LogBudget
 from edgeprism.errors import InputError
 
 
@@ -40,6 +41,8 @@ def execute(args: argparse.Namespace) -> int:
         raise InputError(f"--cache-gb must be above 0, not {args.cache_gb:g}")
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s edgeprism worker: %(message)s", datefmt="%H:%M:%S")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogBudget())
     from edgeprism.runtime.remote import serve
     from edgeprism.runtime.weights import WeightCache, cache_root
 

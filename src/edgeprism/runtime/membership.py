@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Mapping
 
 from edgeprism.errors import FrameError, PeerError, PeerFault, PeerTimeout
-from edgeprism.runtime.messages import Introduction, LoadOrder, linked_ranks
+from edgeprism.runtime.messages import Introduction, LoadOrder, linked_ranks, speed_of
 from edgeprism.runtime.weights import WeightFiles
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
@@ -209,7 +209,7 @@ class Membership:
         elif frame.request == self._order_number and frame.kind is Kind.FETCH and self._weights is not None:
             self._send_weights(peer, frame, self._weights)
         elif frame.request == self._order_number and frame.kind is Kind.LOADED:
-            self.macs_per_s[peer] = max(1.0, float(frame.info.get("macs_per_s", 0.0)))
+            self.macs_per_s[peer] = speed_of(frame)
             self._holds_model.add(peer)
             log.info("device %d holds the model", peer)
         elif frame.request == self._order_number and frame.kind is Kind.FAULT and peer in self._loading():

@@ -68,6 +68,7 @@ class Worker:
     ) -> None:
         self._transport, self._load, self._ends, self._stays = transport, load, ends, stays
         self._lost_at: float | None = None
+        self._num_losses = 0
         self._model: Model | None = None
         self._staging: Staging | None = None
         self._order_number: int | None = None  # of the order by which the model was loaded
@@ -76,20 +77,26 @@ class Worker:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""
         while not (self._transport.is_orphan or self._ends()):
             frame = self._transport.receive(CHECK_S)
+            self._watch_coordinator()
             if frame is not None and frame.kind is Kind.CLOSE:
                 if not self._stays:
                     return
                 self._forget("the coordinator has ended")
             elif frame is not None:
                 self._handle(frame)
-            self._watch_coordinator()
 
     def _watch_coordinator(self) -> None:
-        if not self._stays or COORDINATOR in self._transport.connected():
+        """Before a frame is handled, for the next coordinator may count its epochs anew, and be there already."""
+        if not self._stays:
+            return
+        is_there, num_losses = COORDINATOR in self._transport.connected(), self._transport.num_losses[COORDINATOR]
+        if not is_there or num_losses != self._num_losses:
+            self._transport.forget()
+        self._num_losses = num_losses
+        if is_there:
             self._lost_at = None
         elif self._lost_at is None:
             self._lost_at = time.monotonic()
-            self._transport.forget()  # the next one may count its epochs anew
         elif time.monotonic() - self._lost_at > FORGET_S and self._model is not None:
             self._forget("the coordinator is gone")
 
@@ -131,8 +138,8 @@ class Worker:
         try:
             meta = {"links": sorted(self._transport.connected()), "holds": self._order_number}
             self._transport.send(COORDINATOR, Kind.READY, epoch=epoch, meta=meta)
-        except PeerError:
-            log.info("the coordinator went away again; it will ask once more")
+        except PeerError as exc:
+            log.info("the coordinator gets no answer, and will ask once more: %s", exc)
 
     def _report(self, frame: Frame, exc: Exception) -> None:
         blamed = list(exc.peers) if isinstance(exc, PeerError) else []

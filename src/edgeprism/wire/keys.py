@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +64,7 @@ def check_key(key: str) -> None:
     """InputError unless this is a key of 40 Z85 characters. The key is not repeated: it may be the secret one."""
     try:
         is_key = len(key) == 40 and len(z85.decode(key.encode("ascii"))) == 32
-    except (KeyError, ValueError, ArithmeticError, UnicodeEncodeError):
+    except (KeyError, ValueError, ArithmeticError, UnicodeEncodeError, struct.error):
         is_key = False
     if not is_key:
         raise InputError("a CURVE key is 40 characters of Z85; make a pair with KeyPair.generate()")

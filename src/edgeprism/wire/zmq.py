@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
@@ -35,6 +36,7 @@ from edgeprism.wire.links import (
 from edgeprism.wire.transport import Event, Lost, Message, Transport, Up
 
 _MAX_MESSAGES_A_POLL = 64
+_MAX_ENDED = 64
 _SMALL_BYTES = 4096
 
 
@@ -63,7 +65,8 @@ class ZmqTransport(Transport):
         self._heartbeat_s = (heartbeat_s, heartbeat_timeout_s)
         self._links: dict[int, Link] = {}
         self._ranks: dict[str, int] = {}  # of public keys
-        self._fds: dict[int, Link] = {}  # of accepted connections
+        self._fds: dict[int, tuple[Link, tuple[bytes, ...]]] = {}  # of accepted connections: whose, and their prefix
+        self._ended: deque[tuple[bytes, ...]] = deque(maxlen=_MAX_ENDED)  # prefixes of connections that are no more
         self._poller = zmq.Poller()
         self._handlers: dict[Socket | int, Callable[[list[Event]], None]] = {}
         self._context: zmq.Context[Socket] = zmq.Context()
@@ -105,11 +108,14 @@ class ZmqTransport(Transport):
                 self._links[rank] = self._make_link(peer)
 
     def introduce(self, rank: int, peers: Iterable[Peer]) -> None:
-        """Take another rank, as the coordinator says, and these peers. What stands with device 0 stays."""
+        """Take another rank, as the coordinator says, and these peers. Device 0 stays what it is: this device's owner
+        gave its key, and an introduction that changed it, or gave it to another, would lock the coordinator out."""
+        coordinator = [link.peer for link in self._links.values() if link.peer.rank == 0]
         if rank != self.rank:
-            self.connect([link.peer for link in self._links.values() if link.peer.rank == 0])
+            self.connect(coordinator)
             self.rank = rank
-        self.connect(peers)
+        taken = {peer.public_key for peer in coordinator}
+        self.connect([*coordinator, *(peer for peer in peers if peer.rank != 0 and peer.public_key not in taken)])
 
     def connected(self) -> set[int]:
         """The peers whose link is up."""
@@ -171,7 +177,12 @@ class ZmqTransport(Transport):
         return link
 
     def _dial(self, link: DialledLink) -> None:
-        link.dial(self._context, self._keys, self.limits, self._heartbeat_s)
+        try:
+            link.dial(self._context, self._keys, self.limits, self._heartbeat_s)
+        except zmq.ZMQError as exc:  # this is no address, or there is no file descriptor left: tried again later
+            link.fall(f"it cannot be dialled at {link.peer.address}: {exc.strerror}")
+            link.hang_up()
+            return
         assert link.socket is not None
         assert link.monitor is not None
         self._watch(link.monitor, lambda events: self._on_dealer_event(link, events))
@@ -185,7 +196,7 @@ class ZmqTransport(Transport):
 
     def _forget(self, link: Link) -> None:
         self._lost.pop(link.peer.rank, None)
-        self._fds = {fd: other for fd, other in self._fds.items() if other is not link}
+        self._fds = {fd: route for fd, route in self._fds.items() if route[0] is not link}
         if isinstance(link, DialledLink):
             self._hang_up(link)
 
@@ -228,7 +239,8 @@ class ZmqTransport(Transport):
     def _on_router_event(self, events: list[Event]) -> None:
         """Connections that ended. Looked up before reading on: a new connection may have got the same descriptor."""
         gone = [self._fds.pop(fd, None) for _, fd in read_events(self._router_monitor)]
-        routes = [(link, link.prefix) for link in gone if link is not None]
+        routes = [route for route in gone if route is not None]
+        self._ended.extend(prefix for _, prefix in routes)
         self._read_router(events, math.inf)  # what they said before they went counts
         for link, prefix in routes:
             if link.prefix == prefix and link.fall("its connection ended"):
@@ -249,8 +261,13 @@ class ZmqTransport(Transport):
                 events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]]))
 
     def _greet(self, link: Link, parts: list[zmq.Frame], events: list[Event]) -> None:
-        link.prefix = (parts[0].bytes,)
-        self._fds[int(parts[1].get(zmq.SRCFD))] = link
+        prefix = (parts[0].bytes,)
+        if prefix in self._ended or any(prefix == known for _, known in self._fds.values()):
+            return  # no greeting: another empty message, perhaps of a connection that has ended since
+        if link.is_up:  # its old connection has not ended yet, as far as is known here
+            events.append(Lost(link.peer.rank, "it has connected anew"))
+        link.prefix = prefix
+        self._fds[int(parts[1].get(zmq.SRCFD))] = link, prefix
         link.rise()
         events.append(Up(link.peer.rank))
 
