@@ -102,6 +102,8 @@ def damaged(position: int, value: int) -> list[bytes]:
         ([*damaged(0, ord("E")), b""], "1 arrays announced, 2 came"),
         (encode(frame_of(meta=b"[" * 100_000)), "meta is not JSON"),
         (encode(frame_of(meta=b'{"a":NaN}')), "NaN is not JSON"),
+        (encode(frame_of(meta=b'{"a":-1e999}')), "larger than any float"),
+        (encode(frame_of(meta='{"a":1}'.encode("utf-16"))), "meta is not JSON"),
         (encode(frame_of(meta=b"[]")), "must be a JSON object"),
         (encode(frame_of(meta=b"\xff\xff")), "meta is not JSON"),
         ([encode(frame_of(np.zeros(2, np.bool_)))[0], b"\x00\x02"], "bool"),

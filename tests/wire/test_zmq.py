@@ -231,6 +231,8 @@ def test_keys_and_peers_check_themselves() -> None:
         Peer(rank=1, public_key="short")
     with pytest.raises(InputError, match="40 characters"):
         KeyPair(public=pair.public, secret="\u00e9" * 40)
+    with pytest.raises(InputError, match="40 characters"):
+        Peer(rank=1, public_key="#" * 40)  # every character is one of Z85, the number is too large
     with pytest.raises(InputError, match="must look like tcp"):
         Peer(rank=1, address="10.0.0.1", public_key=pair.public)
     with pytest.raises(InputError, match="a peer is an object"):

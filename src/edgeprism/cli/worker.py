@@ -7,6 +7,7 @@ import logging
 import socket
 from pathlib import Path
 
+from edgeprism.cli.log_budget import LogBudget
 from edgeprism.errors import InputError
 
 
@@ -57,6 +58,8 @@ def execute(args: argparse.Namespace) -> int:
         require_zeroconf()
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s edgeprism worker: %(message)s", datefmt="%H:%M:%S")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogBudget())
     from edgeprism.runtime.remote import serve
     from edgeprism.runtime.weights import WeightCache, cache_root
 

@@ -7,6 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from edgeprism.codecs.segments import segment_bounds
+from edgeprism.errors import PlanError
+
+MAX_WEIGHTS = 2**24  # 64 MiB: 4,096 tokens at rate 1, or 12,800 at rate 9.9
 
 
 class SegmentMeans:
@@ -17,6 +20,11 @@ class SegmentMeans:
     """
 
     def __init__(self, num_tokens: int, num_segments: int, mask: Bool[Tensor, "batch tokens"] | None) -> None:
+        if num_tokens * num_segments > MAX_WEIGHTS:
+            raise PlanError(
+                f"{num_segments} means of a partition of {num_tokens} tokens take a matrix of "
+                f"{num_tokens * num_segments:.2g} numbers, and {MAX_WEIGHTS:.2g} are the most; take fewer means"
+            )
         self.num_segments = num_segments
         membership = torch.zeros(1, num_segments, num_tokens)
         for index, (start, stop) in enumerate(segment_bounds(num_tokens, num_segments)):

@@ -16,6 +16,7 @@ from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.model import Model
 from edgeprism.runtime.messages import Job
 from edgeprism.runtime.trace import DeviceTrace
+from edgeprism.specs.plan import MAX_DEVICES
 from edgeprism.strategies.greedy import GreedyDecoder
 from edgeprism.strategies.meter import Meter
 from edgeprism.strategies.replica.forward import run_samples
@@ -25,6 +26,7 @@ from edgeprism.wire.frame import Frame
 from edgeprism.wire.transport import Transport
 
 WORKERS_PART = 0.8  # of the coordinator's time: workers give up first, so that their word on who failed arrives
+MAX_TOKENS = 2**17  # of a sample; more than any model takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,8 @@ class Results:
         counts = Counter[str]()
         for name, tensor in zip(results.names, tensors, strict=True):
             counts[name] += tensor.shape[0] if tensor.ndim else 0
-        if set(counts.values()) != {num_samples}:
+        kinds = {(name, tensor.dtype, tensor.shape[1:]) for name, tensor in zip(results.names, tensors, strict=True)}
+        if set(counts.values()) != {num_samples} or len(kinds) != len(counts):  # pieces that do not fit together
             message = f"device {frame.sender} sent results for {dict(counts)} samples, and had {num_samples}"
             raise PeerFault(message, (frame.sender,))
         return results
@@ -59,9 +62,12 @@ class Results:
     def trace_of(frame: Frame) -> DeviceTrace:
         """The trace that a RESULT frame holds, the frame's own bytes added to what its device sent."""
         try:
-            trace = DeviceTrace(**frame.info["trace"])
-            return replace(trace, bytes_sent=trace.bytes_sent + frame.num_bytes)
-        except (KeyError, TypeError) as exc:
+            values = dict(frame.info["trace"])
+            if not all(isinstance(value, int | float) and 0 <= value < 1e18 for value in values.values()):
+                raise ValueError("its values must be numbers")
+            trace = DeviceTrace(**values)
+            return replace(trace, device=frame.sender, bytes_sent=trace.bytes_sent + frame.num_bytes)
+        except (KeyError, TypeError, ValueError) as exc:
             raise PeerFault(f"device {frame.sender} sent a trace that cannot be read: {exc}", (frame.sender,)) from exc
 
     def in_pieces(self, max_bytes: int) -> Results:
@@ -138,6 +144,7 @@ class JobRun:
         job = self._job
         if job.reads is None or self._transport.rank not in job.devices or len(job.bounds) != len(job.devices):
             raise FrameError("a sequence request does not say what this device has to do")
+        _check_bounds(job)
         index = job.devices.index(self._transport.rank)
         mask = tensors.get("mask")
         work = Work(
@@ -192,3 +199,11 @@ class JobRun:
     def _own_bounds(self) -> tuple[int, int]:
         rank, job = self._transport.rank, self._job
         return job.bounds[job.devices.index(rank)] if rank in job.devices else (0, 0)
+
+
+def _check_bounds(job: Job) -> None:
+    """FrameError for bounds that no coordinator makes: memory is taken for as many tokens as they say."""
+    starts, stops = [start for start, _ in job.bounds], [stop for _, stop in job.bounds]
+    is_run = starts == [0, *stops[:-1]] and all(start <= stop for start, stop in job.bounds)
+    if not is_run or stops[-1] > MAX_TOKENS or len(job.devices) > MAX_DEVICES:
+        raise FrameError(f"bounds {job.bounds[:MAX_DEVICES]} of devices {job.devices[:MAX_DEVICES]} cannot be used")

@@ -273,8 +273,8 @@ class Membership:
     def _plausible(self, macs_per_s: object) -> float:
         """A speed that a device claims, at most a thousand times faster or slower than this one: deadlines follow."""
         own = self.macs_per_s.get(0, 1.0)
-        claimed = float(macs_per_s) if isinstance(macs_per_s, int | float) else own
-        return min(max(claimed, own / 1000), own * 1000)
+        claimed = macs_per_s if isinstance(macs_per_s, int | float) else own
+        return float(min(max(claimed, own / 1000), own * 1000))
 
     def _is_left_out(self, peer: int, now: float) -> bool:
         return peer in self._left_out and self._left_out[peer][0] > now

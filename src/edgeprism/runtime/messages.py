@@ -18,15 +18,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
-from edgeprism.errors import FrameError
+from edgeprism.errors import FrameError, InputError
 from edgeprism.models.reads import Reads
 from edgeprism.specs.codec import EXACT, CodecSpec
+from edgeprism.specs.plan import MAX_DEVICES
 from edgeprism.strategies.greedy import GreedySettings
 from edgeprism.wire.frame import Frame
 from edgeprism.wire.keys import Peer
 
 _Made = TypeVar("_Made")
 Kind = Literal["sequence", "replica"]
+
+MAX_TIMEOUT_S = 86400.0  # of a request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,10 @@ class Introduction:
 
     rank: int
     peers: tuple[Peer, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rank < MAX_DEVICES or len(self.peers) > MAX_DEVICES:
+            raise InputError(f"rank {self.rank} among {len(self.peers)}: a cluster has at most {MAX_DEVICES} devices")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -111,7 +118,9 @@ class Job:
     def _read(cls, document: Mapping[str, Any]) -> Job:
         reads, greedy = document["reads"], document["greedy"]
         if document["kind"] not in ("sequence", "replica"):
-            raise ValueError(f"unknown kind {document['kind']!r}")
+            raise ValueError("unknown kind")
+        if not 0 <= float(document["timeout_s"]) <= MAX_TIMEOUT_S:  # NaN would be waited for without a pause, for ever
+            raise ValueError(f"timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}")
         return cls(
             kind=document["kind"],
             tensors=tuple(_text(name) for name in document["tensors"]),
@@ -133,12 +142,12 @@ def linked_ranks(ready: Frame) -> frozenset[int]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"text was expected, not {value!r}")
+        raise TypeError(f"text was expected, not {type(value).__name__}")
     return value
 
 
 def _checked(kind: str, read: Callable[[], _Made]) -> _Made:
     try:
         return read()
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError) as exc:
         raise FrameError(f"a {kind} message that cannot be used: {type(exc).__name__}: {exc}") from exc

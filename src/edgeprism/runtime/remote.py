@@ -30,6 +30,7 @@ from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, own_keys, s
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.weights import WeightCache
 from edgeprism.runtime.worker import Fetch, Worker
+from edgeprism.wire.frame import NO_RANK
 from edgeprism.wire.key_file import read_key_file
 from edgeprism.wire.keys import OPEN_KEYS, Peer, check_key
 from edgeprism.wire.zmq import ZmqTransport
@@ -37,7 +38,6 @@ from edgeprism.wire.zmq import ZmqTransport
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
-NO_RANK = 2**16 - 1  # of a worker until it is introduced
 
 
 def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Cluster:

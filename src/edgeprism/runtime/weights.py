@@ -169,8 +169,10 @@ def _receive(
             return
         name, offset = under_way.popleft()
         frame = next_chunk()
-        if (frame.info.get("file"), frame.info.get("offset")) != (name, offset) or len(frame.arrays) != 1:
-            raise FrameError(f"the coordinator sent another chunk than {name} at {offset}")
+        num_bytes = min(CHUNK_BYTES, sizes[name] - offset)
+        came = frame.info.get("file"), frame.info.get("offset"), sum(buffer.data.nbytes for buffer in frame.arrays)
+        if came != (name, offset, num_bytes) or len(frame.arrays) != 1:
+            raise FrameError(f"the coordinator sent another chunk than {num_bytes} bytes of {name} at {offset}")
         with (partial / name).open("ab") as file:
             file.write(frame.arrays[0].data.tobytes())
         if name in hashes:

@@ -93,13 +93,13 @@ class Worker:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""
         while not (self._transport.is_orphan or self._ends()):
             frame = self._transport.receive(CHECK_S)
+            self._watch_coordinator()
             if frame is not None and frame.kind is Kind.CLOSE:
                 if not self._stays:
                     return
                 self._forget("the coordinator has ended")
             elif frame is not None:
                 self._handle(frame)
-            self._watch_coordinator()
 
     def _watch_coordinator(self) -> None:
         if not self._stays or COORDINATOR in self._transport.connected():
@@ -148,8 +148,8 @@ class Worker:
         try:
             meta = {"links": sorted(self._transport.connected()), "holds": self._order_number}
             self._transport.send(COORDINATOR, Kind.READY, epoch=epoch, meta=meta)
-        except PeerError:
-            log.info("the coordinator went away again; it will ask once more")
+        except PeerError as exc:
+            log.info("the coordinator gets no answer, and will ask once more: %s", exc)
 
     def _report(self, frame: Frame, exc: Exception) -> None:
         blamed = list(exc.peers) if isinstance(exc, PeerError) else []

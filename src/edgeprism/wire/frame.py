@@ -23,6 +23,8 @@ from edgeprism.errors import ForeignProtocol, FrameError
 Part: TypeAlias = bytes | bytearray | memoryview
 
 MAGIC = b"EPRM"
+NO_RANK = 2**16 - 1
+"""The sender of a frame that does not know its rank: nobody has introduced it to the receiver."""
 PROTOCOL = 1
 
 # magic, protocol, kind, arrays, 0, epoch, request, block, sender, 0, meta bytes
@@ -204,7 +206,8 @@ def parse_meta(meta: bytes) -> dict[str, Any]:
     if not meta:
         return {}
     try:
-        value = json.loads(meta, parse_constant=_refuse_constant)
+        # as text: json.loads would take UTF-16 bytes, too
+        value = json.loads(str(meta, "utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as exc:  # a megabyte of "[" ends in RecursionError
         raise FrameError(f"meta is not JSON: {exc}") from exc
     if not isinstance(value, dict):
@@ -214,6 +217,13 @@ def parse_meta(meta: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number is larger than any float")
+    return value
 
 
 def _pack_header(frame: Frame) -> bytes:

@@ -23,6 +23,7 @@ from edgeprism.wire.keys import KeyPair, Peer
 Socket: TypeAlias = "zmq.Socket[bytes]"
 HELLO = b""
 REDIAL_S = 0.25
+HANDSHAKE_MS = 10_000  # a connection that says nothing holds a file descriptor for so long, whoever it is
 
 _FAILURES = {
     zmq.Event.HANDSHAKE_FAILED_AUTH: "it refuses this device's key",
@@ -126,6 +127,7 @@ def make_socket(
     socket.curve_secretkey = keys.secret.encode()
     largest_part = max(limits.max_array_bytes, limits.max_header_bytes)
     socket.setsockopt(zmq.MAXMSGSIZE, largest_part + 64)  # what CURVE adds to a part
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.HEARTBEAT_IVL, round(heartbeat_s[0] * 1000))
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, round(heartbeat_s[1] * 1000))
     return socket

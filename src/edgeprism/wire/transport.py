@@ -20,13 +20,14 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from edgeprism.errors import ForeignProtocol, FrameError, PeerError, PeerFault, PeerLost, PeerTimeout, RequestAborted
 from edgeprism.wire.frame import (
     DEFAULT_LIMITS,
+    NO_RANK,
     ORDERS,
     Buffer,
     Frame,
@@ -387,6 +388,8 @@ class Transport(ABC):
     def _accept(self, message: Message) -> None:
         try:
             frame = decode(message.parts, self.limits)
+            if frame.sender == NO_RANK:
+                frame = replace(frame, sender=message.sender)
             if frame.sender != message.sender:
                 raise FrameError(f"it says that it comes from device {frame.sender}")
             if frame.kind in ORDERS and frame.sender != COORDINATOR:
@@ -420,12 +423,12 @@ class Transport(ABC):
         if now - self._told_foreigner_at.get(message.sender, -TELL_FOREIGNER_S) >= TELL_FOREIGNER_S:
             self._told_foreigner_at[message.sender] = now
             with suppress(PeerLost):
-                self._post_back(message, encode(Frame(kind=Kind.READY, epoch=0, sender=self.rank), self.limits))
+                self._post_back(message, encode(Frame(kind=Kind.READY, epoch=0, sender=NO_RANK), self.limits))
 
     def _turn_away(self, message: Message, frame: Frame) -> None:
         """Tells a second coordinator with the same key that it has to wait for the end of the first."""
         if frame.kind is Kind.EPOCH:
-            busy = Frame(kind=Kind.READY, epoch=frame.epoch, sender=self.rank, meta=dump_meta({"busy": True}))
+            busy = Frame(kind=Kind.READY, epoch=frame.epoch, sender=NO_RANK, meta=dump_meta({"busy": True}))
             with suppress(PeerLost):
                 self._post_back(message, encode(busy, self.limits))
 

@@ -14,6 +14,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import final
@@ -38,6 +39,8 @@ from edgeprism.wire.links import (
 from edgeprism.wire.transport import Event, Lost, Message, Transport, Up
 
 _MAX_MESSAGES_A_POLL = 64
+_MAX_ENDED = 64
+_MAX_WAITING = 16  # connections with the key of one that stands
 _SMALL_BYTES = 4096
 _MAX_POLL_S = 3600.0  # libzmq counts milliseconds in 32 bits
 _LINGER_S = 0.3
@@ -68,7 +71,8 @@ class ZmqTransport(Transport):
         self._heartbeat_s = (heartbeat_s, heartbeat_timeout_s)
         self._links: dict[int, Link] = {}
         self._ranks: dict[str, int] = {}  # of public keys
-        self._fds: dict[int, tuple[Link, tuple[bytes, ...]]] = {}  # of accepted connections, with their prefix
+        self._fds: dict[int, tuple[Link, tuple[bytes, ...]]] = {}  # of accepted connections: whose, and their prefix
+        self._ended: deque[tuple[bytes, ...]] = deque(maxlen=_MAX_ENDED)  # prefixes of connections that are no more
         self._poller = zmq.Poller()
         self._handlers: dict[Socket | int, Callable[[list[Event]], object]] = {}
         self._context: zmq.Context[Socket] = zmq.Context()
@@ -114,11 +118,14 @@ class ZmqTransport(Transport):
                 self._links[rank] = self._make_link(peer)
 
     def introduce(self, rank: int, peers: Iterable[Peer]) -> None:
-        """Take another rank, as the coordinator says, and these peers. What stands with device 0 stays."""
+        """Take another rank, as the coordinator says, and these peers. Device 0 stays what it is: this device's owner
+        gave its key, and an introduction that changed it, or gave it to another, would lock the coordinator out."""
+        coordinator = [link.peer for link in self._links.values() if link.peer.rank == 0]
         if rank != self.rank:
-            self.connect([link.peer for link in self._links.values() if link.peer.rank == 0])
+            self.connect(coordinator)
             self.rank = rank
-        self.connect(peers)
+        taken = {peer.public_key for peer in coordinator}
+        self.connect([*coordinator, *(peer for peer in peers if peer.rank != 0 and peer.public_key not in taken)])
 
     def connected(self) -> set[int]:
         """The peers whose link is up."""
@@ -199,7 +206,12 @@ class ZmqTransport(Transport):
         return link
 
     def _dial(self, link: DialledLink) -> None:
-        link.dial(self._context, self._keys, self.limits, self._heartbeat_s)
+        try:
+            link.dial(self._context, self._keys, self.limits, self._heartbeat_s)
+        except zmq.ZMQError as exc:  # this is no address, or there is no file descriptor left: tried again later
+            link.fall(f"it cannot be dialled at {link.peer.address}: {exc.strerror}")
+            link.hang_up()
+            return
         assert link.socket is not None
         assert link.monitor is not None
         self._watch(link.monitor, lambda events: self._on_dealer_event(link, events))
@@ -256,8 +268,10 @@ class ZmqTransport(Transport):
     def _on_router_event(self, events: list[Event]) -> None:
         """Connections that ended. Looked up before reading on: a new connection may have got the same descriptor."""
         gone = [self._fds.pop(fd, None) for _, fd in read_events(self._router_monitor)]
+        routes = [route for route in gone if route is not None]
+        self._ended.extend(prefix for _, prefix in routes)
         self._read_router(events, math.inf)  # what they said before they went counts
-        for link, prefix in filter(None, gone):
+        for link, prefix in routes:
             if link.prefix != prefix:
                 link.waiting = [other for other in link.waiting if other != prefix]
             elif link.fall("its connection ended"):
@@ -285,11 +299,13 @@ class ZmqTransport(Transport):
         """A new connection is the link, unless one stands: two coordinators may have the same key, and what they want
         must not be mixed. The second one waits; heartbeats end a connection that is only thought to stand."""
         prefix = (parts[0].bytes,)
+        if prefix in self._ended or any(prefix == known for _, known in self._fds.values()):
+            return  # no greeting: another empty message, perhaps of a connection that has ended since
         self._fds[int(parts[1].get(zmq.SRCFD))] = (link, prefix)
-        if link.is_up:
-            link.waiting.append(prefix)
-        else:
+        if not link.is_up:
             self._raise_link(link, prefix, events)
+        elif len(link.waiting) < _MAX_WAITING:
+            link.waiting.append(prefix)
 
     def _raise_link(self, link: Link, prefix: tuple[bytes, ...], events: list[Event]) -> None:
         link.prefix = prefix
