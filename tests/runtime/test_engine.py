@@ -185,16 +185,23 @@ def test_threads_and_cores_of_the_caller_are_as_before() -> None:
 def test_patience_follows_what_was_observed() -> None:
     """Three times the expected time, never below the floor; one timeout is a failure, a second one a slower network."""
     patience = Patience()
-    first_s = patience.timeout_s("a", compute_s=2.0, num_bytes=0)
-    assert first_s == pytest.approx(FACTOR * (2.0 + WARM_UP_S))
-    patience.learn("a", 0.01)
-    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == FLOOR_S
-    patience.learn("a", 4.01)
-    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == pytest.approx(FACTOR * 1.21)
-    patience.learn_timeout("a", FACTOR * 1.21)
-    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == pytest.approx(FACTOR * 1.21)
-    patience.learn_timeout("a", FACTOR * 1.21)
-    assert patience.timeout_s("a", compute_s=2.0, num_bytes=0) == pytest.approx(FACTOR * 2.42)
+
+    def timeout_s(kind: str = "a") -> float:
+        return patience.timeout_s(kind, of="all", compute_s=2.0, num_bytes=0)
+
+    assert timeout_s() == pytest.approx(FACTOR * (2.0 + WARM_UP_S))
+    patience.learn("a", 0.01, of="all")
+    assert timeout_s() == FLOOR_S
+    assert timeout_s("b") == FACTOR * 2.0  # of another kind, but everybody is warm
+    patience.learn("a", 4.01, of="all")
+    assert timeout_s() == pytest.approx(FACTOR * 1.21)
+    patience.learn_timeout("a")
+    assert timeout_s() == pytest.approx(FACTOR * 1.21)
+    for growth in (2, 4, 4):
+        patience.learn_timeout("a")
+        assert timeout_s() == pytest.approx(growth * FACTOR * 1.21)
+    patience.learn("a", 1.21, of="all")
+    assert timeout_s() == pytest.approx(FACTOR * 1.21)
 
 
 def test_the_floor_of_deadlines_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def test_bad_input_puts_no_device_out(cluster: edgeprism.Cluster) -> None:
 def test_results_larger_than_a_message_travel_in_pieces(cluster: edgeprism.Cluster) -> None:
     """Logits over a vocabulary are far larger than the ids they come from."""
     model = make("GPT2LMHeadModel")
-    engine = edgeprism.load(model, cluster=cluster, plan="replica")
+    engine = edgeprism.load(model, cluster=cluster, plan=edgeprism.Plan.even("replica", 3))
     inputs = example("GPT2LMHeadModel", batch=8)
     for transport in mesh_of(cluster):
         transport.limits = Limits(max_array_bytes=13 * 97 * 4 + 1)  # one sample's logits

@@ -8,6 +8,7 @@ QueueFull.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -21,6 +22,8 @@ from edgeprism.errors import EdgeprismError, InputError, QueueFull
 from edgeprism.runtime.trace import Trace
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan
+
+log = logging.getLogger(__name__)
 
 WhenFull = Literal["block", "drop_oldest", "reject"]
 
@@ -38,6 +41,11 @@ class Answer(Future[ModelOutput]):
         self._submitted_s = time.monotonic()
         self._began_s: float | None = None  # when a device first had it
         self._failures: tuple[str, ...] = ()
+
+    @property
+    def _is_droppable(self) -> bool:
+        """What a device has begun is finished, also when that device failed."""
+        return self._can_be_dropped and self._began_s is None
 
 
 class RequestQueue:
@@ -73,7 +81,7 @@ class RequestQueue:
                 if self._when_full == "block":
                     self._has_room.wait()
                     continue
-                oldest = next((waiting for waiting in self._waiting if waiting._can_be_dropped), None)
+                oldest = next((waiting for waiting in self._waiting if waiting._is_droppable), None)
                 if oldest is None:
                     break
                 self._waiting.remove(oldest)
@@ -84,8 +92,8 @@ class RequestQueue:
             self._waiting.append(answer)
             if self._order is not None:
                 self._order.append(answer)
-        self._wake()
         self._refuse(dropped, QueueFull("dropped: newer requests came than max_pending has room for"))
+        self._wake()
 
     def pop(self) -> Answer | None:
         """The oldest that waits and was not cancelled."""
@@ -118,12 +126,12 @@ class RequestQueue:
             self._waiting.clear()
             self._has_room.notify_all()
         self._refuse(waiting, InputError(why))
+        self._wake()
 
     def _refuse(self, answers: Iterable[Answer], why: EdgeprismError) -> None:
         for answer in answers:
             if answer.running() or answer.set_running_or_notify_cancel():
                 self.finish(answer, why)
-        self.deliver()
 
     def deliver(self) -> None:
         """Gives out what is done and waits for none before it; callbacks run."""
@@ -134,7 +142,10 @@ class RequestQueue:
                 ready += [] if first.cancelled() else [first]
             outcomes = [(answer, self._done.pop(answer)) for answer in ready]
         for answer, outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                answer.set_exception(outcome)
-            else:
-                answer.set_result(outcome)
+            try:
+                if isinstance(outcome, BaseException):
+                    answer.set_exception(outcome)
+                else:
+                    answer.set_result(outcome)
+            except BaseException:  # a callback's SystemExit must not end the thread that everybody waits for
+                log.exception("a callback of an answer failed")

@@ -49,6 +49,7 @@ class Cluster:
         self.introductions = introductions
         """What workers that were started by themselves must be told, by rank; None when they know it."""
         self._threads: list[DeviceThread] = []  # one at most
+        self._lock = threading.Lock()
         # also when the last reference goes, and at the interpreter's end, which does not wait for the thread
         self._end = weakref.finalize(self, _end, self._threads, transport, close_workers)
 
@@ -62,8 +63,9 @@ class Cluster:
         """The thread that owns the transport from its first use on. InputError once the cluster is closed."""
         if not self._end.alive:
             raise ClusterClosed("the cluster is closed")
-        if not self._threads:
-            self._threads.append(DeviceThread(self.transport, self.cores))
+        with self._lock:
+            if not self._threads:
+                self._threads.append(DeviceThread(self.transport, self.cores))
         return self._threads[0]
 
     @classmethod

@@ -39,6 +39,7 @@ from edgeprism.strategies.staging import Layout, Staging
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
 
+EVERYBODY = "everybody"
 NEW_SPEED_WEIGHT = 0.3  # of what a request tells about a device's speed, against what was known
 
 Emit = Callable[[Tensor], None]
@@ -90,10 +91,10 @@ class Coordinator:
     def _what_is_wrong(self, loaded: Frame) -> str:
         try:
             (rows,) = self._staging.from_wire(loaded, Meter())
-        except (PeerFault, ValueError):
+        except (PeerFault, ValueError, RuntimeError):
             return "it did not say what it computes; run the same edgeprism on both"
-        off, tolerance = difference(rows.cpu(), self._reference), TOLERANCES[self._model.dtype]
-        if off <= tolerance:
+        off, tolerance = difference(rows.float().cpu(), self._reference), TOLERANCES[self._model.dtype]
+        if rows.dtype == torch.float32 and off <= tolerance:
             return ""
         return (
             f"its first block is off by {off:.1e} of the largest value, and {self._dtype} allows {tolerance:.0e}: its "
@@ -189,7 +190,7 @@ class Coordinator:
     def _recover(self, exc: PeerError, plan: Plan) -> tuple[str, ...]:
         """After a failure: the devices are told to drop the request. Says in words what happened."""
         if isinstance(exc, PeerTimeout) and self._running is not None:
-            self._patience.learn_timeout(self._running.kind, self._running.timeout_s)
+            self._patience.learn_timeout(self._running.kind)
         return self._members.recover(exc, [device for device, share in enumerate(plan.shares) if share])
 
     def _local(
@@ -347,7 +348,7 @@ class Coordinator:
         speeds = [speed for speed, share in zip(self.speeds(), plan.shares, strict=False) if share and speed]
         compute_s = cost.busiest.macs / min(speeds, default=self._members.macs_per_s[0])
         num_bytes = sum(device.bytes_sent for device in cost.devices)
-        return self._patience.timeout_s(kind, compute_s=compute_s, num_bytes=num_bytes)
+        return self._patience.timeout_s(kind, of=EVERYBODY, compute_s=compute_s, num_bytes=num_bytes)
 
     def _trace(self, request: Request, started_s: float, devices: tuple[DeviceTrace, ...]) -> Trace:
         trace = Trace(
@@ -359,7 +360,7 @@ class Coordinator:
             devices=devices,
         )
         if request.job.greedy is None:
-            self._patience.learn(request.kind, trace.total_s)
+            self._patience.learn(request.kind, trace.total_s, of=EVERYBODY)
         if request.plan.strategy == "replica":
             self._learn_speeds(trace)
         return trace
@@ -369,7 +370,7 @@ class Coordinator:
         cost, speeds = self._cost(trace.plan, trace.batch, trace.num_tokens), self._members.macs_per_s
         for device in trace.devices:
             if device.compute_s > 0 and device.device in speeds:
-                seen = cost.devices[device.device].macs / device.compute_s
+                seen = self._members.plausible(cost.devices[device.device].macs / device.compute_s)
                 speeds[device.device] += NEW_SPEED_WEIGHT * (seen - speeds[device.device])
 
     def _cost(self, plan: Plan, batch: int, num_tokens: int) -> Cost:

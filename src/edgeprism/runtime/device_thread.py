@@ -103,11 +103,12 @@ class DeviceThread:
             while not self._is_closing:
                 if self._calls:
                     _answer(*self._calls.popleft())
-                else:
-                    self._take_step()
+                    self._transport.wake()  # requests have their turn after each call, and need not wait for others
+                self._take_step()
             try:
                 self._end()
             finally:
+                self._is_closing = True
                 self._last()
         for _, future in self._calls:
             future.set_exception(ClusterClosed("the cluster is closed"))
@@ -117,7 +118,7 @@ class DeviceThread:
             self._step()
         except RequestAborted:
             assert self._is_closing
-        except Exception:  # our own mistake; requests that wait must not wait for ever
+        except BaseException:  # our own mistake; requests that wait must not wait for ever
             log.exception("device 0 goes on after an error of edgeprism's own")
             time.sleep(0.1)
 

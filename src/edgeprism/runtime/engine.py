@@ -181,6 +181,7 @@ class Engine:
         When ``max_pending`` wait already, this waits too, or an older one is dropped, or QueueFull is raised, as
         ``when_full`` says.
         """
+        self._check_thread()
         return self._put(inputs, can_be_dropped=True)
 
     def warmup(self, **inputs: Any) -> Trace:

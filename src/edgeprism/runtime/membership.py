@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from edgeprism.errors import FrameError, PeerError, PeerFault, PeerTimeout
 from edgeprism.runtime.messages import Introduction, LoadOrder, linked_ranks
@@ -22,7 +23,7 @@ from edgeprism.wire.transport import Transport
 log = logging.getLogger(__name__)
 progress = logging.getLogger("edgeprism.progress")
 
-LOAD_TIMEOUT_S = 600.0
+LOAD_TIMEOUT_S = 60.0  # without progress; a device that takes longer is used when it is done
 JOIN_TIMEOUT_S = 30.0
 LINK_TIMEOUT_S = 2.0
 READY_TIMEOUT_S = 0.25  # an idle or waiting worker answers within milliseconds, one in a block when that block ends
@@ -57,10 +58,10 @@ class Membership:
         self._order: LoadOrder | None = None
         self._order_number = 0
         self._weights: WeightFiles | None = None
-        self._num_chunks = 0
         self._shown: dict[int, int] = {}  # per cent of the weights, as last said
         self._asked: dict[int, int] = {}  # the epoch in which a device was last asked to load the model
         self._holds_model: set[int] = set()
+        self._checked: set[int] = set()  # those whose LOADED frame for this order was as it should be
         self._used: frozenset[int] = frozenset()  # when ``ready`` was last asked
         self._left_out: dict[int, tuple[float, str]] = {}  # until when, and why
         self.epoch = transport.epoch
@@ -72,15 +73,16 @@ class Membership:
         ``weights`` are sent to workers that ask for them.
         """
         self._weights = weights
+        self._checked.clear()
         self.new_epoch()
         self._order, self._order_number = order, 1 + secrets.randbelow(2**31 - 1)
         self._await_answers(self._peers & self._transport.connected(), JOIN_TIMEOUT_S)
         self._ask_to_load()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while self._loading() - self._transport.lost().keys() and time.monotonic() < deadline:
-            sent = self._num_chunks
+            had = dict(self._shown)
             self._take_answers(0.05)
-            if self._num_chunks > sent:  # it goes on
+            if any(percent > had.get(peer, -1) for peer, percent in self._shown.items()):  # it goes on
                 deadline = time.monotonic() + LOAD_TIMEOUT_S
         deadline = time.monotonic() + LINK_TIMEOUT_S
         while self._holds_model - set(self.ready()) - self._transport.lost().keys() and time.monotonic() < deadline:
@@ -165,8 +167,9 @@ class Membership:
             if now - self._told_at.get(peer, -TELL_AGAIN_S) < TELL_AGAIN_S:
                 continue
             try:
-                known = self._introductions.get(peer)
-                meta = None if known is None else {"introduction": known.to_json()}
+                meta: dict[str, Any] = {"order": self._order_number}
+                if known := self._introductions.get(peer):
+                    meta["introduction"] = known.to_json()
                 self._transport.send(peer, Kind.EPOCH, epoch=self.epoch, meta=meta)
                 self._told_at[peer] = now
             except PeerError:
@@ -198,16 +201,17 @@ class Membership:
             self._transport.send(
                 peer, Kind.CHUNK, epoch=question.epoch, request=question.request, meta=meta, buffers=buffers
             )
-            self._num_chunks += 1
             self._show_progress(peer, self._weights.percent_before(question.info))
         except (FrameError, OSError, PeerError) as exc:
             log.warning("device %d gets no weights: %s", peer, exc)
 
     def _show_progress(self, peer: int, percent: int) -> None:
         assert self._weights is not None
-        if percent != self._shown.get(peer):
+        shown = self._shown.get(peer, -1)
+        if percent > shown or percent == 0:
             self._shown[peer] = percent
-            progress.info("device %d has %d %% of %.1f MB of weights", peer, percent, self._weights.num_bytes / 1e6)
+            if percent // 10 != shown // 10:
+                progress.info("device %d has %d %% of %.1f MB of weights", peer, percent, self._weights.num_bytes / 1e6)
 
     # Hearing
 
@@ -225,7 +229,11 @@ class Membership:
     def _take_answers(self, timeout_s: float) -> None:
         frame = self._transport.receive(timeout_s)
         while frame is not None:
-            self._take_answer(frame)
+            try:
+                self._take_answer(frame)
+            except Exception as exc:  # whatever a device says is its own failure, and nobody else's
+                log.warning("what device %d says cannot be used: %s: %s", frame.sender, type(exc).__name__, exc)
+                self.suspect(frame.sender, f"device {frame.sender} sent what cannot be used")
             frame = self._transport.receive(0.0)
 
     def _take_answer(self, frame: Frame) -> None:
@@ -236,9 +244,9 @@ class Membership:
             self._busy.discard(peer)
             self._answered.add(peer)
             self._links[peer] = linked_ranks(frame)
-            if frame.info.get("holds") == self._order_number:
+            if frame.info.get("holds") == self._order_number and peer in self._checked:
                 self._holds_model.add(peer)
-            else:  # it was restarted, or has served another coordinator since
+            else:  # it was restarted, has served another coordinator since, or was never checked
                 self._holds_model.discard(peer)
         elif frame.request == self._order_number and frame.kind is Kind.LOADED:
             self._take_loaded(frame)
@@ -253,15 +261,17 @@ class Membership:
         """A device holds the model: it may be used if it computes what this one does."""
         peer, info = frame.sender, frame.info
         self._asked.pop(peer, None)
+        self._checked.discard(peer)
         speed, versions = info.get("macs_per_s"), info.get("versions")
         trouble = self.check(frame)
         if trouble:
             self._left_out[peer] = (time.monotonic() + RETRY_WRONG_S, trouble)
             log.warning("device %d is left out: %s", peer, trouble)
             return
-        self.macs_per_s[peer] = self._plausible(speed)
+        self.macs_per_s[peer] = self.plausible(speed)
         self.versions[peer] = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else ""
         self._holds_model.add(peer)
+        self._checked.add(peer)
         log.info("device %d holds the model", peer)
 
     # Knowing
@@ -270,7 +280,7 @@ class Membership:
         """The devices that were asked to load the model and have not said how it went."""
         return {peer for peer, epoch in self._asked.items() if epoch == self.epoch} - self._holds_model
 
-    def _plausible(self, macs_per_s: object) -> float:
+    def plausible(self, macs_per_s: object) -> float:
         """A speed that a device claims, at most a thousand times faster or slower than this one: deadlines follow."""
         own = self.macs_per_s.get(0, 1.0)
         claimed = macs_per_s if isinstance(macs_per_s, int | float) else own

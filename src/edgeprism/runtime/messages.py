@@ -4,7 +4,8 @@ LOAD     path or key of a model, dtype, accelerator
          -> LOADED (speed, versions, what its first block makes of seeded rows) or FAULT, with the order's number
 REQUEST  a Job, with tensors                            -> RESULT (a DeviceTrace, tensors), TOKEN..., or FAULT
 FAULT    message; blamed: the devices that failed the sender; cause: timeout, lost, input or nothing
-EPOCH    the epoch, in the header: drop all older work. For a worker that was started by itself, an Introduction.
+EPOCH    the epoch, in the header: drop all older work. order: the number of the order to load. For a worker that was
+         started by itself, an Introduction.
          -> READY (links: the devices that it is connected with; holds: the number of the order that it has loaded;
          or busy: it serves another coordinator)
 FETCH    (worker) nothing, or file and offset, with the order's number -> CHUNK: names and sizes of files, or bytes

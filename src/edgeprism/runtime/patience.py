@@ -10,8 +10,8 @@ FACTOR = 3.0
 FLOOR_S = 0.5
 # The first request of its kind also allocates, starts threads and measures kernels, on every device.
 WARM_UP_S = 0.7
-# What a request is expected to take at most, once others of its kind were given up.
-MAX_LEARNT_S = 60.0
+# Deadlines that are missed again and again grow, to so many times what was expected before the first.
+MAX_GROWTH = 4.0
 NEW_WEIGHT = 0.3  # of the newest request, against those before
 # Assumed of a link until a request of the same kind has been timed: 20 Mbit/s.
 ASSUMED_LINK_BYTES_PER_S = 2.5e6
@@ -28,24 +28,29 @@ class Patience:
         self.floor_s = _floor_s() if floor_s is None else floor_s
         self._observed_s: dict[Hashable, float] = {}
         self._num_timeouts: dict[Hashable, int] = {}  # since one was in time
+        self._warm: set[Hashable] = set()
 
-    def timeout_s(self, kind: Hashable, *, compute_s: float, num_bytes: int) -> float:
-        """Seconds to wait for a request of ``kind``; ``compute_s`` and ``num_bytes`` are the counted work."""
-        counted_s = WARM_UP_S + compute_s + num_bytes / ASSUMED_LINK_BYTES_PER_S
-        return max(self.floor_s, FACTOR * self._observed_s.get(kind, counted_s))
+    def timeout_s(self, kind: Hashable, *, of: Hashable, compute_s: float, num_bytes: int) -> float:
+        """Seconds to wait for a request of ``kind``; ``compute_s`` and ``num_bytes`` are the counted work. ``of`` is
+        who does it: what is new to them takes longer once."""
+        warm_up_s = 0.0 if of in self._warm else WARM_UP_S
+        expected_s = self._observed_s.get(kind, warm_up_s + compute_s + num_bytes / ASSUMED_LINK_BYTES_PER_S)
+        num_doublings = self._num_timeouts.get(kind, 0) - (kind in self._observed_s)
+        growth = min(2.0 ** max(0, num_doublings), MAX_GROWTH)
+        return growth * max(self.floor_s, FACTOR * expected_s)
 
-    def learn(self, kind: Hashable, seconds: float) -> None:
+    def learn(self, kind: Hashable, seconds: float, *, of: Hashable) -> None:
         """Takes in how long an undisturbed request took."""
         before = self._observed_s.get(kind, seconds)
         self._observed_s[kind] = before + NEW_WEIGHT * (seconds - before)
         self._num_timeouts.pop(kind, None)
+        self._warm.add(of)
 
-    def learn_timeout(self, kind: Hashable, timeout_s: float) -> None:
-        """Takes in that a request was given up after ``timeout_s``. Once is a failure; when it happens again at once,
-        such requests may simply take longer by now, so the next one gets twice as long."""
+    def learn_timeout(self, kind: Hashable) -> None:
+        """Takes in that a request was given up. Once is a failure, where it is known how long such requests take; when
+        it happens again at once they may simply take longer by now, so the next one gets twice as long, and the one
+        after that four times."""
         self._num_timeouts[kind] = self._num_timeouts.get(kind, 0) + 1
-        if self._num_timeouts[kind] > 1 or kind not in self._observed_s:
-            self._observed_s[kind] = max(self._observed_s.get(kind, 0.0), min(2 * timeout_s / FACTOR, MAX_LEARNT_S))
 
 
 def _floor_s() -> float:

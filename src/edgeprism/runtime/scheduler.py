@@ -88,16 +88,15 @@ class Scheduler:
                 return False
             plan = self.coordinator.plan_of(answer._plan, answer._codec)
             outcome = self.coordinator.forward(answer._inputs, plan)
+            trace = noted(outcome.trace, answer._plan, self._transport.num_devices)
+            versions, queued_s = self.coordinator.versions_of(trace), began_s - answer._submitted_s
+            answer.trace = replace(trace, versions=versions, queued_s=queued_s)
         except RequestAborted:
             self._queue.finish(answer, InputError("the engine was closed while this request ran"))
             return True
         except BaseException as exc:
             self._queue.finish(answer, exc)
             return True
-        trace = noted(outcome.trace, answer._plan, self._transport.num_devices)
-        answer.trace = replace(
-            trace, versions=self.coordinator.versions_of(trace), queued_s=began_s - answer._submitted_s
-        )
         self._queue.finish(answer, outcome.output)
         return True
 

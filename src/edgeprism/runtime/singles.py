@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers.utils import ModelOutput
 
-from edgeprism.errors import FrameError, InputError, PeerError, PeerFault
+from edgeprism.errors import FrameError, InputError, PeerError
 from edgeprism.models.model import Model
 from edgeprism.runtime.answers import Answer, RequestQueue
 from edgeprism.runtime.cores import settle
@@ -112,11 +112,16 @@ class Singles:
         )  # fmt: skip
         self._in_hand[device].append(held)
         answer._began_s = answer._began_s or now
-        if device == 0:
-            future = self._own.submit(self._compute, inputs)
-            future.add_done_callback(lambda done: self._own_is_done(held, done))
-        else:
-            self._send(device, held, num_tokens)
+        try:
+            if device == 0:
+                future = self._own.submit(self._compute, inputs)
+                future.add_done_callback(lambda done: self._own_is_done(held, done))
+            else:
+                self._send(device, held, num_tokens)
+        except BaseException:
+            if held in self._in_hand[device]:
+                self._in_hand[device].remove(held)
+            raise
         return True
 
     def take(self, frame: Frame) -> None:
@@ -136,8 +141,8 @@ class Singles:
         try:
             output = self._model.output(**Results.of_samples(frame, self._staging, 1).named())
             part = Results.trace_of(frame)
-        except (PeerFault, TypeError) as exc:
-            self._give_up(device, str(exc))
+        except Exception as exc:  # whatever a device sends is its own failure
+            self._give_up(device, f"device {device} sent what cannot be used: {exc}")
             return
         total_s = time.monotonic() - held.given_s
         own = DeviceTrace(
@@ -173,7 +178,7 @@ class Singles:
             if device in lost or self._transport.num_losses[device] != in_hand[0].num_losses:
                 self._give_up(device, f"device {device}: {lost.get(device, 'its connection was lost for a moment')}")
             elif now > self._late_at_s(device):
-                self._patience.learn_timeout((device, in_hand[0].kind), in_hand[0].timeout_s)
+                self._patience.learn_timeout((device, in_hand[0].kind))
                 self._give_up(device, f"device {device} sent no RESULT before the deadline")
 
     def close(self, why: InputError) -> None:
@@ -229,7 +234,7 @@ class Singles:
         macs = whole_model_macs(self._model.spec, num_tokens)
         speed = self._members.macs_per_s.get(device) or self._members.macs_per_s[0]
         held.timeout_s = self._patience.timeout_s(
-            (device, held.kind), compute_s=macs / speed, num_bytes=self._input_bytes(num_tokens)
+            (device, held.kind), of=device, compute_s=macs / speed, num_bytes=self._input_bytes(num_tokens)
         )
         inputs = as_sent(held.answer._inputs, self._model.dtype)
         job = replica_job(inputs, (device,), ((0, 1),), WORKERS_PART * held.timeout_s)
@@ -259,7 +264,7 @@ class Singles:
         before_s, _ = self._seen.get((device, held.kind), (took_s, now))
         self._seen[device, held.kind] = (before_s + NEW_WEIGHT * (took_s - before_s), now)
         if device:
-            self._patience.learn((device, held.kind), took_s)
+            self._patience.learn((device, held.kind), took_s, of=device)
         answer = held.answer
         began_s = answer._began_s or held.given_s  # a device that failed it counts, too
         shares = tuple(float(index == device) for index in range(self._transport.num_devices))

@@ -8,12 +8,14 @@ fingerprint of the whole is the one that was ordered; it is then renamed into it
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import re
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,13 @@ class WeightFiles:
         return sum(self._sizes.values())
 
     def percent_before(self, question: Mapping[str, Any]) -> int:
-        """How much of all files a device has that asks this, in steps of ten; it asks in their order."""
+        """How much of all files a device has that asks this; it asks in their order."""
         name, offset = question.get("file"), question.get("offset")
         if name not in self._sizes or not isinstance(offset, int):
             return 0
         names = list(self._sizes)
         before = sum(self._sizes[other] for other in names[: names.index(name)]) + offset
-        return 10 * (10 * before // max(1, self.num_bytes))
+        return 100 * before // max(1, self.num_bytes)
 
     def answer(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Buffer, ...]]:
         """What a FETCH frame asks for: the list of files, or a chunk of one; FrameError if there is none."""
@@ -86,12 +88,20 @@ class WeightCache:
 
     def __init__(self, root: Path, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self._root, self._max_bytes = root, max_bytes
+        self._verified: set[str] = set()
 
     def find(self, wanted: str) -> Path | None:
-        """The directory of the model with that fingerprint, if it has come whole."""
+        """The directory of the model with that fingerprint, if it has come whole. It is read once in the life of a
+        process: a card may lose what it has kept."""
         directory = self._place(wanted)
         if not directory.is_dir():
             return None
+        if wanted not in self._verified:
+            if not _is(wanted, directory, {}):
+                log.warning("%s is damaged; it is removed, and sent anew", directory)
+                shutil.rmtree(directory, ignore_errors=True)
+                return None
+            self._verified.add(wanted)
         os.utime(directory)  # used now
         return directory
 
@@ -99,6 +109,18 @@ class WeightCache:
         """Has the model sent, from where an earlier attempt ended. ModelFilesError says what stands in the way."""
         directory = self._place(wanted)
         partial = directory.with_name(f"{wanted}.partial")
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            with _locked(partial) as is_ours:
+                # another worker of this machine may be at it: then this one takes its own, which nobody resumes
+                own = partial if is_ours else directory.with_name(f"{wanted}.{os.getpid()}.partial")
+                self._fetch(wanted, directory, own, ask, next_chunk)
+        except OSError as exc:
+            raise ModelFilesError(f"the weights cannot be kept in {self._root}: {exc.strerror or exc}") from exc
+        self._verified.add(wanted)
+        return directory
+
+    def _fetch(self, wanted: str, directory: Path, partial: Path, ask: Ask, next_chunk: NextChunk) -> None:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             ask({})
@@ -109,12 +131,16 @@ class WeightCache:
             if not _is(wanted, partial, hashes):
                 shutil.rmtree(partial)
                 raise ModelFilesError("what the coordinator sent is not the model that it ordered; it is thrown away")
-            os.replace(partial, directory)
+            for name in sizes:
+                _flush(partial / name)  # a name must not outlive its bytes when the power goes
+            if directory.is_dir():  # the other worker was faster
+                shutil.rmtree(partial)
+            else:
+                os.replace(partial, directory)
         except OSError as exc:
             if exc.errno == errno.ENOSPC:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise ModelFilesError(f"the weights cannot be kept in {self._root}: {exc.strerror or exc}") from exc
-        return directory
+            raise
 
     def _place(self, wanted: str) -> Path:
         if not _FINGERPRINT.fullmatch(wanted):
@@ -136,6 +162,26 @@ class WeightCache:
             log.info("removes %s from the cache, to make room", oldest.name[:12])
             shutil.rmtree(oldest)
             del used[oldest]
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Whether nobody else on this machine is filling that directory; it is ours until the end of the ``with``."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _is(wanted: str, directory: Path, hashes: Mapping[str, TensorHashes]) -> bool:

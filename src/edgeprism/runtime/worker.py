@@ -53,6 +53,8 @@ class Fetch:
         deadline = time.monotonic() + CHUNK_TIMEOUT_S
         epoch, request = self._order.epoch, self._order.request
         while True:
+            if self._ends():
+                raise RequestAborted("this worker was told to end")
             look_s = min(deadline, time.monotonic() + CHECK_S)
             try:
                 frames = self._transport.wait_control(
@@ -60,8 +62,6 @@ class Fetch:
                 )
                 return frames[COORDINATOR]
             except PeerTimeout:
-                if self._ends():
-                    raise RequestAborted("this worker was told to end") from None
                 if look_s == deadline:
                     raise
 
@@ -83,6 +83,7 @@ class Worker:
     ) -> None:
         self._transport, self._load, self._ends, self._stays = transport, load, ends, stays
         self._lost_at: float | None = None
+        self._num_losses = 0
         self._model: Model | None = None
         self._staging: Staging | None = None
         self._order_number: int | None = None  # of the order by which the model was loaded
@@ -98,22 +99,26 @@ class Worker:
                 if not self._stays:
                     return
                 self._forget("the coordinator has ended")
+                self._transport.forget()
             elif frame is not None:
                 self._handle(frame)
 
     def _watch_coordinator(self) -> None:
-        if not self._stays or COORDINATOR in self._transport.connected():
-            self._lost_at = None
-        elif self._lost_at is None:
-            self._lost_at = time.monotonic()
-        elif time.monotonic() - self._lost_at > FORGET_S and self._model is not None:
+        """What a coordinator had loaded is freed some seconds after it was lost, unless it has come back; that another
+        one is connected is no reason to keep it."""
+        num_losses = self._transport.num_losses[COORDINATOR]
+        if num_losses != self._num_losses:
+            self._num_losses, self._lost_at = num_losses, time.monotonic()
+        if self._lost_at is None or not self._stays or time.monotonic() - self._lost_at <= FORGET_S:
+            return
+        self._lost_at = None
+        if self._model is not None:
             self._forget("the coordinator is gone")
 
     def _forget(self, why: str) -> None:
         log.info("%s: what it had loaded is freed, and this worker waits for the next one", why)
         self._model = self._staging = self._order_number = None
         gc.collect()  # a model refers to itself here and there
-        self._transport.forget()
 
     def _handle(self, frame: Frame) -> None:
         if frame.kind is Kind.EPOCH:
@@ -145,6 +150,8 @@ class Worker:
                 log.warning("the coordinator's introduction cannot be used: %s", exc)
                 return
         self._transport.epoch = max(self._transport.epoch, epoch)
+        if self._order_number is not None and frame.info.get("order") == self._order_number:
+            self._lost_at = None  # it has come back
         try:
             meta = {"links": sorted(self._transport.connected()), "holds": self._order_number}
             self._transport.send(COORDINATOR, Kind.READY, epoch=epoch, meta=meta)
@@ -165,14 +172,20 @@ class Worker:
             log.warning("the coordinator cannot be told: it is gone")
 
     def _take_model(self, frame: Frame) -> None:
-        self._model, self._order_number = None, None  # frees the old one before the new one comes
-        self._model = self._load(LoadOrder.from_json(frame.info), Fetch(self._transport, frame, self._ends))
-        self._staging, self._order_number = Staging(self._model.device), frame.request
+        if self._model is None or self._order_number != frame.request:
+            self._load_model(frame)
+        assert self._model is not None and self._staging is not None
+        self._lost_at = None
         meta = {"macs_per_s": measure_speed(self._model), "versions": versions()}
         rows = self._staging.to_wire([block_rows(self._model).to(self._model.device)], Meter())
         self._transport.send(
             COORDINATOR, Kind.LOADED, epoch=frame.epoch, request=frame.request, meta=meta, buffers=rows
         )
+
+    def _load_model(self, frame: Frame) -> None:
+        self._model, self._order_number = None, None  # frees the old one before the new one comes
+        self._model = self._load(LoadOrder.from_json(frame.info), Fetch(self._transport, frame, self._ends))
+        self._staging, self._order_number = Staging(self._model.device), frame.request
 
     def _take_request(self, frame: Frame) -> None:
         if self._model is None or self._staging is None:

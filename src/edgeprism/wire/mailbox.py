@@ -16,7 +16,7 @@ from edgeprism.wire.frame import Frame, Kind
 # rows count more than its older ones, so that its successor is heard.
 MAX_EARLY_FRAMES = 256
 MAX_CONTROL_FRAMES = 4096
-MAX_KEPT_BYTES = 2**30
+MAX_KEPT_BYTES = 3 * 2**27
 
 _OF_AN_EPOCH = frozenset({Kind.DATA, Kind.RESULT, Kind.TOKEN, Kind.FAULT, Kind.FETCH, Kind.CHUNK})
 
