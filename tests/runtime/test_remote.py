@@ -234,6 +234,45 @@ m.main()
         assert all(f"torch {torch.__version__}" in runs for runs in engine.last_trace.versions.values())
 
 
+def resident_bytes(pid: int) -> int:
+    """What a process holds in memory."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return 1024 * int(fields["VmRSS"].split()[0])
+
+
+@pytest.mark.processes
+def test_a_worker_that_loses_its_coordinator_frees_everything(bench: Bench) -> None:
+    """A coordinator that is killed leaves 113 MB of weights behind; within ten seconds the worker has given them back,
+    and it serves the next one."""
+    bench.start(1)
+    coordinator = """
+import sys, time, torch, transformers, edgeprism
+config = transformers.ViTConfig(num_hidden_layers=4)
+model = transformers.ViTForImageClassification(config).eval()
+cluster = edgeprism.Cluster.from_file(sys.argv[1])
+engine = edgeprism.load(model, cluster=cluster, plan="sequence")
+engine(pixel_values=torch.zeros(1, 3, 224, 224))
+print(len(engine.last_trace.devices), flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", coordinator, str(bench.file)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"2\n"
+    held_bytes = resident_bytes(bench.workers[1].pid)
+    process.kill()
+    process.communicate()
+    until(lambda: resident_bytes(bench.workers[1].pid) < held_bytes - 113e6, 10)
+    inputs = example(ARCHITECTURE)
+    with (
+        edgeprism.Cluster.from_file(bench.file) as cluster,
+        edgeprism.load(bench.model, cluster=cluster, plan="sequence") as engine,
+    ):
+        assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
+        assert engine.devices == (0, 1)
+
+
 @pytest.mark.processes
 def test_foreign_devices_are_named_and_weights_are_sent(bench: Bench) -> None:
     """One serves another coordinator and is left out with its reason; one has other weights, and gets the right ones,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -310,6 +313,52 @@ def test_the_application_finds_everything_as_it_was() -> None:
         assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     finally:
         torch.set_num_threads(before_num_threads)
+
+
+def test_an_engine_that_is_forgotten_leaves_no_thread() -> None:
+    """Without close: when the last reference goes, its thread ends."""
+    engine = edgeprism.load(make(ARCHITECTURE))
+    engine(**pictures(1)[0])
+    thread = engine._thread._thread
+    del engine
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("interrupt", [False, True])
+def test_a_program_may_end_without_closing(interrupt: bool) -> None:
+    """In the middle of a stream, by its own end or by Ctrl-C: it ends soon, without a word of ours, and takes its
+    worker with it."""
+    program = """
+import sys, time, edgeprism
+from tests.families import example, make
+cluster = edgeprism.Cluster.spawn(2, share_cores=True)
+engine = edgeprism.load(make("ViTForImageClassification"), cluster=cluster, plan="replica")
+answers = [engine.submit(**example("ViTForImageClassification", batch=1)) for _ in range(60)]
+answers[0].result()
+print(*cluster.pids, flush=True)
+if sys.argv[1] == "True":
+    try:
+        while True:
+            engine(**example("ViTForImageClassification"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(interrupt)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    pids = process.stdout.readline().split()
+    assert len(pids) == 1
+    if interrupt:
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == (130 if interrupt else 0)
+    assert said == ""
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
 
 
 def test_warming_up_runs_the_plan(cluster: edgeprism.Cluster) -> None:

@@ -57,8 +57,10 @@ class RequestQueue:
         self.num_dropped = 0
         self.num_rejected = 0
 
-    def __len__(self) -> int:
-        return len(self._waiting)
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._closed_why is not None
 
     def put(self, answer: Answer) -> None:
         """Takes a request in. QueueFull if it is full and rejects; InputError once it is closed."""
@@ -95,7 +97,7 @@ class RequestQueue:
                 self._has_room.notify()
             if answer.running() or answer.set_running_or_notify_cancel():
                 return answer
-            self._deliver()  # it was cancelled, and may have kept others waiting
+            self.deliver()  # it was cancelled, and may have kept others waiting
 
     def put_back(self, answer: Answer) -> None:
         """In front of all others."""
@@ -103,10 +105,10 @@ class RequestQueue:
             self._waiting.appendleft(answer)
 
     def finish(self, answer: Answer, outcome: ModelOutput | BaseException) -> None:
-        """Gives the caller the outcome; where the order is kept, when all before it have theirs."""
+        """The outcome is for the caller, at the next ``deliver``; where the order is kept, when all before it have
+        theirs."""
         with self._has_room:
             self._done[answer] = outcome
-        self._deliver()
 
     def close(self, why: str) -> None:
         """Refuses what comes, and what waits."""
@@ -121,9 +123,10 @@ class RequestQueue:
         for answer in answers:
             if answer.running() or answer.set_running_or_notify_cancel():
                 self.finish(answer, why)
+        self.deliver()
 
-    def _deliver(self) -> None:
-        """Gives out what is done and waits for none before it."""
+    def deliver(self) -> None:
+        """Gives out what is done and waits for none before it; callbacks run."""
         with self._has_room:
             ready = list(self._done) if self._order is None else []
             while self._order and (self._order[0] in self._done or self._order[0].cancelled()):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,6 @@ from edgeprism.wire.transport import Transport
 
 if TYPE_CHECKING:
     from edgeprism.models.model import Model
-    from edgeprism.runtime.engine import Engine
 
 
 class Cluster:
@@ -49,10 +48,9 @@ class Cluster:
         """Where workers of this process find models by key; None when workers load from directories."""
         self.introductions = introductions
         """What workers that were started by themselves must be told, by rank; None when they know it."""
-        self.engine: Engine | None = None
-        self._thread: DeviceThread | None = None
-        self._close_workers = close_workers
-        self._is_closed = False
+        self._threads: list[DeviceThread] = []  # one at most
+        # also when the last reference goes, and at the interpreter's end, which does not wait for the thread
+        self._end = weakref.finalize(self, _end, self._threads, transport, close_workers)
 
     @property
     def num_devices(self) -> int:
@@ -62,12 +60,11 @@ class Cluster:
     @property
     def thread(self) -> DeviceThread:
         """The thread that owns the transport from its first use on. InputError once the cluster is closed."""
-        if self._is_closed:
+        if not self._end.alive:
             raise ClusterClosed("the cluster is closed")
-        if self._thread is None:
-            self._thread = DeviceThread(self.transport, self.cores)
-            atexit.register(self.close)  # the interpreter does not wait for the thread
-        return self._thread
+        if not self._threads:
+            self._threads.append(DeviceThread(self.transport, self.cores))
+        return self._threads[0]
 
     @classmethod
     def alone(cls) -> Cluster:
@@ -121,26 +118,8 @@ class Cluster:
         return connect_cluster(Path(path), None if key is None else Path(key), require_all=require_all)
 
     def close(self) -> None:
-        """Ends the workers. Closing twice is fine."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        atexit.unregister(self.close)
-        if self._thread is None:
-            self.transport.close()
-        else:
-            self._thread.close(self._say_goodbye)
-        self._close_workers()
-
-    def _say_goodbye(self) -> None:
-        if self.engine is not None:
-            self.engine.retire()
-        for peer in self.transport.connected():
-            try:
-                self.transport.send(peer, Kind.CLOSE, epoch=self.transport.epoch)
-            except PeerError:
-                continue  # it is gone already
-        self.transport.close()
+        """Ends the engine and the workers. Closing twice is fine."""
+        self._end()
 
     def __enter__(self) -> Cluster:
         return self
@@ -149,3 +128,21 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _end(threads: list[DeviceThread], transport: Transport, close_workers: Callable[[], None]) -> None:
+    """What is left to do for a cluster that is used no more."""
+    for thread in threads:
+        thread.close(lambda: _say_goodbye(transport))
+    if not threads:
+        transport.close()
+    close_workers()
+
+
+def _say_goodbye(transport: Transport) -> None:
+    for peer in transport.connected():
+        try:
+            transport.send(peer, Kind.CLOSE, epoch=transport.epoch)
+        except PeerError:
+            continue  # it is gone already
+    transport.close()

@@ -41,7 +41,8 @@ class DeviceThread:
         self._transport, self._cores = transport, cores
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._step: Callable[[], None] = self._idle
-        self._last: Callable[[], None] = lambda: None
+        self._end: Callable[[], None] = _nothing
+        self._last: Callable[[], None] = _nothing
         self._is_closing = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="edgeprism-0", daemon=True)
@@ -64,21 +65,22 @@ class DeviceThread:
         self._transport.wake()
         return future.result()
 
-    def serve(self, step: Callable[[], None]) -> None:
-        """From now on this is the step."""
-        self._step = step
+    def serve(self, step: Callable[[], None], end: Callable[[], None]) -> None:
+        """On the thread: from now on this is the step, and ``end`` is called once when it is no longer."""
+        self._end()
+        self._step, self._end = step, end
 
-    def end_serving(self, last: Callable[[], None]) -> None:
-        """Runs ``last`` on the thread, and from then on only calls. Does nothing once the thread has ended."""
+    def end_serving(self, end: Callable[[], None]) -> None:
+        """The step that came with this ``end`` is the step no longer; nothing happens when it has been replaced."""
 
-        def end() -> None:
-            self._step = self._idle
-            last()
+        def idle() -> None:
+            if self._end == end:
+                self.serve(self._idle, _nothing)
 
         try:
-            self.call(end)
+            self.call(idle)
         except ClusterClosed:
-            pass
+            pass  # and so has this
 
     def _idle(self) -> None:
         self._transport.watch(1.0)
@@ -103,7 +105,10 @@ class DeviceThread:
                     _answer(*self._calls.popleft())
                 else:
                     self._take_step()
-            self._last()
+            try:
+                self._end()
+            finally:
+                self._last()
         for _, future in self._calls:
             future.set_exception(ClusterClosed("the cluster is closed"))
 
@@ -115,6 +120,10 @@ class DeviceThread:
         except Exception:  # our own mistake; requests that wait must not wait for ever
             log.exception("device 0 goes on after an error of edgeprism's own")
             time.sleep(0.1)
+
+
+def _nothing() -> None:
+    """For what has no step, and no end."""
 
 
 def _answer(function: Callable[[], Any], future: Future[Any]) -> None:

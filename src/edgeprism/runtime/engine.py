@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
 from edgeprism.runtime.messages import LoadOrder
-from edgeprism.runtime.scheduler import Scheduler, noted
+from edgeprism.runtime.scheduler import NOT_OURS, Scheduler, noted
 from edgeprism.runtime.trace import Trace
 from edgeprism.runtime.weights import WeightFiles
 from edgeprism.specs.codec import EXACT, CodecSpec
@@ -38,7 +39,6 @@ from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import STRATEGIES, Plan
 from edgeprism.strategies.greedy import GreedySettings, prompt_tokens
 
-NOT_OURS = "this engine is closed, or its cluster was given to a newer one; make a new engine"
 EXAMPLE_TOKENS = 128
 MIN_WARMUPS, MAX_WARMUPS, SETTLED = 3, 10, 1.1
 
@@ -98,18 +98,25 @@ class Engine:
     ) -> None:
         self._cluster = Cluster.alone() if cluster is None else cluster
         self._owns_cluster = cluster is None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self.last_trace: Trace | None = None
         """What the last call did. Of a request that was submitted: the ``trace`` of its future."""
-        self._scheduler: Scheduler | None = None
         self.use(plan, codec)
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
         try:
             self._thread.call(lambda: self._set_up(model, _device_of(model, device), _dtype(dtype)))
         except BaseException:
-            self.close()
+            self._queue.close(NOT_OURS)
+            if self._owns_cluster:
+                self._cluster.close()
             raise
+        if self._owns_cluster:
+            weakref.finalize(self, self._cluster.close)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, or its cluster was, or was given to a newer engine."""
+        return self._queue.is_closed
 
     def use(self, plan: str | Plan, codec: str | CodecSpec = "exact") -> None:
         """Takes another plan for the requests from now on."""
@@ -224,18 +231,8 @@ class Engine:
         if self._owns_cluster:
             self._cluster.close()
         else:
-            self.retire()  # the workers live on for the cluster's next engine, until it closes
-        if self._cluster.engine is self:
-            self._cluster.engine = None
-
-    def retire(self) -> None:
-        """Ends what is under way; requests from now on are refused. For the next engine of the cluster."""
-        self._queue.close(NOT_OURS)
-        if self._scheduler is not None:
-            self._thread.end_serving(self._scheduler.close)
-            self._scheduler = None
-        if self._folder is not None:
-            self._folder.cleanup()
+            self._queue.close(NOT_OURS)
+            self._thread.end_serving(self._scheduler.close)  # the workers live on for the cluster's next engine
 
     def __enter__(self) -> Engine:
         return self
@@ -249,17 +246,17 @@ class Engine:
         """On device 0's thread: the model, the devices, and the order to load it."""
         self._model = _adapted(model, device, dtype)
         cluster = self._cluster
-        if cluster.engine is not None:
-            cluster.engine.retire()
-        order, weights = self._order(model, device)
         self._scheduler = Scheduler(cluster.transport, self._model, self._queue, cluster.introductions, cluster.cores)
-        cluster.engine = self
-        self._coordinator.load_workers(order, weights)
-        self._thread.serve(self._scheduler.step)
+        self._thread.serve(self._scheduler.step, self._scheduler.close)
+        try:
+            self._scheduler.coordinator.load_workers(*self._order(model, device))
+        except BaseException:
+            self._thread.end_serving(self._scheduler.close)
+            raise
 
     @property
     def _coordinator(self) -> Coordinator:
-        if self._scheduler is None:
+        if self.is_closed:
             raise InputError(NOT_OURS)
         return self._scheduler.coordinator
 
@@ -286,10 +283,8 @@ class Engine:
         self, model: Gpt2LM, ids: Tensor, mask: Tensor | None, settings: GreedySettings, abandoned: threading.Event
     ) -> Tensor:
         """Decodes; when a device fails, goes on here from what had been decoded."""
-        while self._scheduler is not None and self._scheduler.is_busy:
+        while self._scheduler.is_busy:
             self._scheduler.look_around()
-        if self._scheduler is None:
-            raise InputError(NOT_OURS)
         plan, failures = self._coordinator.plan_of(self._plan, self._codec), tuple[str, ...]()
         steps: list[Tensor] = []
 
@@ -331,10 +326,11 @@ class Engine:
             return str(directory_of(model).resolve())
         if self._cluster.num_devices == 1:
             return ""
-        self._folder = tempfile.TemporaryDirectory(prefix="edgeprism-")
+        folder = tempfile.TemporaryDirectory(prefix="edgeprism-")
+        self._scheduler.at_end.append(folder.cleanup)
         with no_progress_bar():
-            model.save_pretrained(self._folder.name)
-        return self._folder.name
+            model.save_pretrained(folder.name)
+        return folder.name
 
 
 def _adapted(model: str | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> Model:

@@ -20,6 +20,7 @@ from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
 
 log = logging.getLogger(__name__)
+progress = logging.getLogger("edgeprism.progress")
 
 LOAD_TIMEOUT_S = 600.0
 JOIN_TIMEOUT_S = 30.0
@@ -57,6 +58,7 @@ class Membership:
         self._order_number = 0
         self._weights: WeightFiles | None = None
         self._num_chunks = 0
+        self._shown: dict[int, int] = {}  # per cent of the weights, as last said
         self._asked: dict[int, int] = {}  # the epoch in which a device was last asked to load the model
         self._holds_model: set[int] = set()
         self._used: frozenset[int] = frozenset()  # when ``ready`` was last asked
@@ -197,8 +199,15 @@ class Membership:
                 peer, Kind.CHUNK, epoch=question.epoch, request=question.request, meta=meta, buffers=buffers
             )
             self._num_chunks += 1
+            self._show_progress(peer, self._weights.percent_before(question.info))
         except (FrameError, OSError, PeerError) as exc:
             log.warning("device %d gets no weights: %s", peer, exc)
+
+    def _show_progress(self, peer: int, percent: int) -> None:
+        assert self._weights is not None
+        if percent != self._shown.get(peer):
+            self._shown[peer] = percent
+            progress.info("device %d has %d %% of %.1f MB of weights", peer, percent, self._weights.num_bytes / 1e6)
 
     # Hearing
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from edgeprism.errors import InputError, RequestAborted
@@ -25,6 +25,7 @@ from edgeprism.specs.plan import Plan
 from edgeprism.strategies.replica.forward import batch_of
 from edgeprism.wire.transport import Transport
 
+NOT_OURS = "this engine is closed, or its cluster was given to a newer one; make a new engine"
 AUTO_NOTE = "plan auto runs local: choosing by measurements is not built yet"
 
 LOOK_AROUND_S = 0.5
@@ -44,6 +45,8 @@ class Scheduler:
         cores: tuple[int, ...] | None,
     ) -> None:
         self._transport, self._model, self._queue = transport, model, queue
+        self.at_end: list[Callable[[], None]] = []
+        """Called once when this ends."""
         numbers = itertools.count(_FIRST_REQUEST)
         patience = Patience()
         self._members = Membership(transport, introductions)
@@ -59,6 +62,7 @@ class Scheduler:
         elif not self._begin(answer):
             self._queue.put_back(answer)
             self.look_around()
+        self._queue.deliver()  # here, where a callback finds everything in order
 
     @property
     def is_busy(self) -> bool:
@@ -66,8 +70,12 @@ class Scheduler:
         return self._singles.num_in_hand > 0
 
     def close(self) -> None:
-        """Ends what devices have in hand."""
+        """Refuses what waits, ends what devices have in hand, and removes what was made for this engine."""
+        self._queue.close(NOT_OURS)
         self._singles.close(InputError("the engine was closed while this request ran"))
+        self._queue.deliver()
+        for remove in self.at_end:
+            remove()
 
     def _begin(self, answer: Answer) -> bool:
         """False when it has to wait."""
@@ -82,7 +90,7 @@ class Scheduler:
             outcome = self.coordinator.forward(answer._inputs, plan)
         except RequestAborted:
             self._queue.finish(answer, InputError("the engine was closed while this request ran"))
-            raise
+            return True
         except BaseException as exc:
             self._queue.finish(answer, exc)
             return True

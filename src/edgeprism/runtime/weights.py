@@ -54,6 +54,15 @@ class WeightFiles:
         """Of all files together."""
         return sum(self._sizes.values())
 
+    def percent_before(self, question: Mapping[str, Any]) -> int:
+        """How much of all files a device has that asks this, in steps of ten; it asks in their order."""
+        name, offset = question.get("file"), question.get("offset")
+        if name not in self._sizes or not isinstance(offset, int):
+            return 0
+        names = list(self._sizes)
+        before = sum(self._sizes[other] for other in names[: names.index(name)]) + offset
+        return 10 * (10 * before // max(1, self.num_bytes))
+
     def answer(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Buffer, ...]]:
         """What a FETCH frame asks for: the list of files, or a chunk of one; FrameError if there is none."""
         name, offset = question.get("file"), question.get("offset")

@@ -7,6 +7,7 @@ coordinator announced a newer epoch.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -111,6 +112,7 @@ class Worker:
     def _forget(self, why: str) -> None:
         log.info("%s: what it had loaded is freed, and this worker waits for the next one", why)
         self._model = self._staging = self._order_number = None
+        gc.collect()  # a model refers to itself here and there
         self._transport.forget()
 
     def _handle(self, frame: Frame) -> None:
