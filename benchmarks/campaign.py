@@ -112,8 +112,9 @@ def run(size: Size, smoke: bool) -> dict[str, Any]:
     journal = Journal()
     names = BOARDS[: size.num_boards]
     with Boards([*names, ROGUE], rate_mbit=RATE_MBIT, others=[STRANGER]) as boards:
+        rogue = start_rogue(boards)  # it starts while the others do
         boards.start(names)
-        start_rogue(boards)
+        rogue.wait_until_it_listens()
         model = small_vit(smoke)
         model.save_pretrained(boards.folder / "vit")
         journal.begin()

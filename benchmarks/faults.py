@@ -179,11 +179,11 @@ class Faults:
         return "; ".join(line for line in news.splitlines() if "done with" not in line)
 
 
-def start_rogue(boards: Boards) -> None:
-    """Instead of the worker of the board that is called so."""
+def start_rogue(boards: Boards) -> Board:
+    """Instead of the worker of the board that is called so; it listens some seconds later."""
     rogue = boards.by_name[ROGUE]
     rogue.launch([sys.executable, str(Path(__file__).with_name("rogue.py")), *rogue.command()])
-    rogue.wait_until_it_listens()
+    return rogue
 
 
 def to_json(fault: Fault, origin_s: float, observed: list[str]) -> dict[str, Any]:

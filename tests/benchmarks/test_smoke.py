@@ -10,6 +10,7 @@ RESULTS = smoke.FOLDER / "results"
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)  # a dozen scripts, one after the other
 def test_every_script_runs_and_leaves_results_alone() -> None:
     """Each script ends well at its smallest size, and no file of results changes."""
     before = contents()
