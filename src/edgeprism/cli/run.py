@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.source import config_directory, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
 from edgeprism.runtime.cores import divide_cores
@@ -66,6 +67,7 @@ def execute(args: argparse.Namespace) -> int:
     if alone and (args.local_workers > 1 or args.cluster):
         _say(f"plan {plan} uses this process alone; name another with --plan to use the other devices")
     _say("loading torch and the model")
+    need_torch()
     from edgeprism.runtime.engine import load
 
     _quiet()

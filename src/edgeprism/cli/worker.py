@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from edgeprism.cli.log_budget import LogBudget
+from edgeprism.cli.need_torch import need_torch
 from edgeprism.errors import InputError
 
 
@@ -60,6 +61,7 @@ def execute(args: argparse.Namespace) -> int:
     logging.basicConfig(level=level, format="%(asctime)s edgeprism worker: %(message)s", datefmt="%H:%M:%S")
     for handler in logging.getLogger().handlers:
         handler.addFilter(LogBudget())
+    need_torch()
     from edgeprism.runtime.remote import serve
     from edgeprism.runtime.weights import WeightCache, cache_root
 
