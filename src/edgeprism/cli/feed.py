@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from edgeprism.errors import EdgeprismError, QueueFull
 from edgeprism.tasks.frames import Picture, Source, Unreadable
@@ -158,7 +158,8 @@ class Feed:
             tell(None)
         else:
             self._under_way.add(answer)
-            answer.add_done_callback(lambda _: tell(answer))
+            # What it is called with, not the one above: an answer that its own callback holds is freed late, if at all.
+            answer.add_done_callback(lambda done: tell(cast("Answer", done)))
             if self._takes_back:
                 answer.cancel()
         self.num_submitted += 1

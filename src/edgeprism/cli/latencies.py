@@ -34,7 +34,7 @@ class Latencies:
         self.num_times += 1
         self.max_s = max(self.max_s, seconds)
 
-    def percentile_s(self, percent: float) -> float:
+    def percentile_s(self, percent: int) -> float:
         """The shortest time that so many percent of the times do not exceed; NaN where there are none."""
         missing = max(1, math.ceil(self.num_times * percent / 100))
         for step in sorted(self._counts):

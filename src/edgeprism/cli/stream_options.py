@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options that belong to --stream."""
     group = parser.add_argument_group("streams", f"SOURCE: {TAKES}. Its pictures go through the model one by one.")
     group.add_argument("--stream", metavar="SOURCE", help="instead of INPUT; on several devices take --plan replica")
-    group.add_argument("--max-pending", type=int, metavar="N", help="pictures that may wait (default: 2 a device)")
+    group.add_argument(
+        "--max-pending", type=int, metavar="N", help="pictures that may wait (default: 2 a device; 1 of a camera)"
+    )
     group.add_argument(
         "--when-full",
         choices=("block", "drop_oldest", "reject"),
@@ -69,13 +71,13 @@ def open_stream(args: argparse.Namespace, spec: ModelSpec) -> Iterator[Source | 
 
 
 def queue_settings(args: argparse.Namespace, source: Source | None, cluster: Cluster) -> dict[str, Any]:
-    """What the engine is told about requests that wait. Of a camera the newest picture counts: few wait, and the
-    oldest of them gives way."""
+    """What the engine is told about requests that wait. Of a camera the newest picture counts: one waits, and gives way
+    to the next."""
     if source is None:
         return {}
     is_live = source.kind == "live"
     return {
-        "max_pending": args.max_pending or (1 if is_live else 2) * cluster.num_devices,
+        "max_pending": args.max_pending or (1 if is_live else 2 * cluster.num_devices),
         "when_full": args.when_full or ("drop_oldest" if is_live else "block"),
         "keep_order": args.keep_order is not False,
     }

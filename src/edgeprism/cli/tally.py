@@ -38,7 +38,8 @@ class Tally:
         self.num_failed = self.num_taken_back = self.num_unreadable = 0
         self.by_device: Counter[int] = Counter()
         self.left_out: tuple[str, ...] = ()
-        """Devices that the newest answer did without, and why."""
+        """Devices that could not be used when the newest answer was there, and why."""
+        self._left_out_s = 0.0
         self._from_taken, self._from_submitted = Latencies(), Latencies()
         self._recent: deque[_Recent] = deque()
         self._began_s = self._ended_s = time.monotonic()
@@ -61,7 +62,9 @@ class Tally:
         self.num_done += 1
         devices = devices_of(trace)
         self.by_device.update(devices)
-        self.left_out = trace.left_out
+        there_s = outcome.submitted_s + trace.queued_s + trace.total_s  # where order is kept, others are told first
+        if there_s >= self._left_out_s:
+            self.left_out, self._left_out_s = trace.left_out, there_s
         self._from_taken.add(outcome.ended_s - outcome.taken_s)
         self._from_submitted.add(outcome.ended_s - outcome.submitted_s)
         self._recent.append(

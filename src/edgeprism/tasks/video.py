@@ -99,6 +99,8 @@ class LiveVideo(Source):
 
     def close(self) -> None:
         with self._changed:
+            if self._is_closed:
+                return
             self._is_closed = True
             self._changed.notify_all()
         self._thread.join(CLOSE_TIMEOUT_S)  # a process should not end while one of its threads is inside of OpenCV
