@@ -10,6 +10,7 @@ EdgeprismError
 │   ├── PeerLost                        its process or its connection is gone
 │   └── PeerFault                       it answered with an error of its own
 ├── QueueFull                           more requests wait than the caller allows; this one was dropped or refused
+├── SourceEnded                         a camera or a stream stopped giving pictures: exit status 1
 ├── RequestAborted                      the coordinator gave this request up; a worker only unwinds
 └── FrameError                          bytes on the wire that break the frame format
     └── ForeignProtocol                 a frame of another protocol number
@@ -60,6 +61,10 @@ class PeerFault(PeerError):
 
 class QueueFull(EdgeprismError):
     """More requests wait than ``max_pending`` allows, and this one was dropped or refused."""
+
+
+class SourceEnded(EdgeprismError):
+    """A camera or a stream, which has no end of its own, gives no more pictures."""
 
 
 class RequestAborted(EdgeprismError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.cli import stream_options
 from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.source import config_directory, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
@@ -24,6 +26,7 @@ from edgeprism.tasks.pictures import check_image
 if TYPE_CHECKING:
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import Engine
+    from edgeprism.tasks.frames import Source
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,7 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Runs a model: pictures are classified, texts are classified, embedded, filled in or continued.",
     )
     parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
-    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="path of a picture, or a text")
+    inputs = parser.add_argument("inputs", metavar="INPUT", nargs="+", default=[], help="path of a picture, or a text")
+    inputs.required = False  # with --stream there is none; nargs="*" would find none before an option either
     parser.add_argument(
         "--local-workers", type=int, default=1, metavar="N", help="devices on this machine, this process included"
     )
@@ -52,30 +56,50 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--top", type=int, default=5, metavar="K", help="labels to show (default: 5)")
     parser.add_argument("--max-new-tokens", type=int, default=20, metavar="N", help="length of a continuation")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    stream_options.add_arguments(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Run and print. InputError (one line, exit 2) for whatever cannot be used."""
+    stream_options.check_options(args)
     for name, value in (("--batch", args.batch), ("--top", args.top), ("--max-new-tokens", args.max_new_tokens)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
     plan = _plan(args)
     codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
     directory = config_directory(args.model)
-    _check(ModelSpec.from_directory(directory), directory, plan, codec, args)
+    spec = ModelSpec.from_directory(directory)
+    _check(spec, directory, plan, codec, args)
+    with stream_options.open_stream(args, spec) as source:
+        return _load_and_run(args, plan, codec, source)
+
+
+def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, source: Source | None) -> int:
     alone = plan in ("auto", "local")
     if alone and (args.local_workers > 1 or args.cluster):
-        _say(f"plan {plan} uses this process alone; name another with --plan to use the other devices")
+        which = "--plan replica" if source else "another with --plan"
+        _say(f"plan {plan} uses this process alone; name {which} to use the other devices")
     _say("loading torch and the model")
     need_torch()
+    from edgeprism.cli.stream import run_stream
     from edgeprism.runtime.engine import load
 
     _quiet()
     with (
         _warnings_said(),
         _cluster(args, alone=alone) as cluster,
-        load(args.model, cluster=cluster, plan=plan, codec=codec, device=args.device, dtype=args.dtype) as engine,
+        load(
+            args.model,
+            cluster=cluster,
+            plan=plan,
+            codec=codec,
+            device=args.device,
+            dtype=args.dtype,
+            **stream_options.queue_settings(args, source, cluster),
+        ) as engine,
     ):
+        if source is not None:
+            return run_stream(engine, source, args, _line_of)
         document = _run(engine, args)
     print(json.dumps(document, indent=2) if args.json else f"\n{document['summary']}")
     return 0
@@ -203,7 +227,7 @@ def _labels(labels: list[dict[str, Any]]) -> str:
 
 
 def _name(given: str) -> str:
-    return Path(given).name if Path(given).is_file() else given
+    return Path(given).name if os.path.isfile(given) else given  # unlike Path.is_file it takes a text of any length
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from edgeprism.errors import InputError, ModelFilesError
@@ -14,11 +15,35 @@ from edgeprism.tasks.pictures import read_image
 
 Batch = dict[str, Tensor]
 Prepare = Callable[[Sequence[str]], Batch]
+PreparePictures = Callable[[Sequence[Image.Image]], Batch]
 
 
 def prepare_with(directory: Path, spec: ModelSpec) -> Prepare:
     """What turns inputs into tensors: paths of pictures for a vision model, texts for the others."""
-    return _image_preparer(directory) if spec.is_vision else _text_preparer(directory, spec)
+    if not spec.is_vision:
+        return _text_preparer(directory, spec)
+    prepare = prepare_pictures_with(directory)
+    return lambda paths: prepare([read_image(path) for path in paths])
+
+
+def prepare_pictures_with(directory: Path) -> PreparePictures:
+    """What turns pictures in RGB into tensors, with the image processor of a model directory; ModelFilesError where
+    there is none."""
+    from transformers import AutoImageProcessor
+
+    try:
+        # The PIL backend gives the same pixels on every machine, with torchvision or without.
+        processor = AutoImageProcessor.from_pretrained(directory, local_files_only=True, backend="pil")
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ModelFilesError(
+            f"{directory} has no image processor that can be loaded: preprocessor_config.json is needed "
+            f"({_first_line(exc)})"
+        ) from exc
+
+    def prepare(images: Sequence[Image.Image]) -> Batch:
+        return {"pixel_values": processor(images=list(images), return_tensors="pt")["pixel_values"]}
+
+    return prepare
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -32,25 +57,6 @@ def load_tokenizer(directory: Path) -> Any:
             f"{directory} has no tokenizer that can be loaded: texts need tokenizer.json, or vocab.txt and its like "
             f"({_first_line(exc)})"
         ) from exc
-
-
-def _image_preparer(directory: Path) -> Prepare:
-    from transformers import AutoImageProcessor
-
-    try:
-        # The PIL backend gives the same pixels on every machine, with torchvision or without.
-        processor = AutoImageProcessor.from_pretrained(directory, local_files_only=True, backend="pil")
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise ModelFilesError(
-            f"{directory} has no image processor that can be loaded: preprocessor_config.json is needed "
-            f"({_first_line(exc)})"
-        ) from exc
-
-    def prepare(paths: Sequence[str]) -> Batch:
-        images = [read_image(path) for path in paths]
-        return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
-
-    return prepare
 
 
 def _text_preparer(directory: Path, spec: ModelSpec) -> Prepare:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from edgeprism.errors import InputError
+
+# Pillow tells them by how they begin, and reads no pixels of them.
+_NO_PICTURES = {"BUFR", "GRIB", "HDF5", "MPEG"}
 
 
 def check_image(path: str) -> None:
@@ -17,18 +22,35 @@ def check_image(path: str) -> None:
         pass
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is meant as a picture: by its suffix, damaged or not, else by how it begins."""
+    if path.suffix.lower() in _suffixes():
+        return True
+    try:
+        with Image.open(path) as image:
+            return image.format not in _NO_PICTURES
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
+
 def read_image(path: str) -> Image.Image:
     """A picture in RGB; InputError names the file that is none."""
     with _named(path), Image.open(path) as image:
         return image.convert("RGB")
 
 
+@cache
+def _suffixes() -> frozenset[str]:
+    formats = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in formats if name in Image.OPEN and name not in _NO_PICTURES)
+
+
 @contextmanager
 def _named(path: str) -> Iterator[None]:
     """Turns what Pillow raises into an InputError that names the file."""
-    if not path or not Path(path).exists():
+    if not os.path.exists(path):  # which, unlike Path.exists, takes a text of any length
         raise InputError(f"no such picture: {path or 'an empty name'}; this model takes pictures, so give their paths")
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a directory; give the paths of pictures")
     try:
         yield

@@ -1,0 +1,93 @@
+"""What a stream says while it runs: results on standard output, and how it goes on standard error.
+
+On a terminal one line is written again and again, and steps aside for every other; elsewhere (a log, a pipe) it is a
+plain line, and comes less often.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TERMINAL_PERIOD_S = 0.5
+LOG_PERIOD_S = 5.0
+CLEAR = "\r\x1b[K"
+
+
+class Screen:
+    """For any thread: what others log comes through here as well."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._is_terminal = sys.stderr.isatty()
+        self._shares_terminal = self._is_terminal and sys.stdout.isatty()
+        self._status = ""
+        self.period_s = TERMINAL_PERIOD_S if self._is_terminal else LOG_PERIOD_S
+        """How often ``status`` should be called."""
+
+    def result(self, line: str) -> None:
+        """One line on standard output."""
+        with self._lock:
+            if self._shares_terminal:
+                self._clear()
+            print(line, flush=True)
+            if self._shares_terminal:
+                self._draw()
+
+    def say(self, line: str) -> None:
+        """One line on standard error, which stays there."""
+        with self._lock:
+            self._clear()
+            print(f"edgeprism: {line}", file=sys.stderr, flush=True)
+            self._draw()
+
+    def status(self, line: str) -> None:
+        """How it goes now."""
+        if not self._is_terminal:
+            self.say(line)
+            return
+        with self._lock:
+            self._clear()
+            self._status = line
+            self._draw()
+
+    def end(self) -> None:
+        """No status from now on."""
+        with self._lock:
+            self._clear()
+            self._status = ""
+
+    @contextmanager
+    def logs(self) -> Iterator[None]:
+        """What edgeprism itself logs (a device failed, and why) is said here."""
+        handler = _Said(self)
+        logger = logging.getLogger("edgeprism")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+    def _clear(self) -> None:
+        if self._status:
+            print(CLEAR, end="", file=sys.stderr, flush=True)
+
+    def _draw(self) -> None:
+        if self._status:
+            width = shutil.get_terminal_size().columns - 1  # a line that breaks cannot be written again
+            print(self._status[:width], end="", file=sys.stderr, flush=True)
+
+
+class _Said(logging.Handler):
+    """Warnings of the log as lines of the screen."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._screen.say(self.format(record))
