@@ -45,10 +45,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("vit", "ViTForImageClassification", {}, 32),
         ("bare", "ViTModel", {}, 32),
         ("slow", "ViTForImageClassification", slow, 128),
-        ("elsewhere", "ViTForImageClassification", {}, 40),  # a processor that makes what the model does not take
+        ("as_it_is", "ViTForImageClassification", {}, None),  # its processor leaves the size of a picture alone
     ):
         make(architecture, **changes).save_pretrained(root / name)
-        ViTImageProcessorPil(size={"height": size_px, "width": size_px}).save_pretrained(root / name)
+        size = {"height": size_px or 32, "width": size_px or 32}
+        ViTImageProcessorPil(size=size, do_resize=size_px is not None).save_pretrained(root / name)
     make("GPT2Model").save_pretrained(root / "gpt2")
     pixels = np.random.default_rng(0).integers(0, 255, (NUM_PICTURES, 48, 64, 3), dtype=np.uint8)
     (root / "pictures").mkdir()
@@ -264,12 +265,21 @@ def test_it_stops_when_told(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert document["unfinished"] == 0 and document["count"] > 0
 
 
-def test_a_picture_that_fails_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A few of them, with the reason; when none was answered the status is not 0."""
-    status, _, err = run(capsys, root / "elsewhere", "--stream", root / "pictures")
-    assert status != 0
+def test_a_picture_that_fails_is_named(root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With its reason, and the others are answered; when not one was, it is a failure."""
+    for index in range(12):
+        Image.new("RGB", (32, 32) if index == 3 else (40, 40), RED).save(tmp_path / f"{index}.png")
+    status, out, err = run(capsys, root / "as_it_is", "--stream", tmp_path, "--json")
+    assert status == 0
+    assert (json.loads(out)["count"], json.loads(out)["failed"]) == (1, 11)
+    named = [line for line in err.splitlines() if "png failed: " in line]
+    assert len(named) == 5 and "40" in named[0] and "only counted" in named[-1]
+    (tmp_path / "3.png").unlink()
+    status, out, err = run(capsys, root / "as_it_is", "--stream", tmp_path)
+    assert status == 1
+    assert "failed 11" in out
+    assert "no picture was answered; 0.png failed: " in err.splitlines()[-1]
     assert "Traceback" not in err
-    assert "40" in err.strip().splitlines()[-1]
 
 
 def test_a_camera(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
