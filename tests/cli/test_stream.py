@@ -40,7 +40,7 @@ WITHOUT_OPENCV = (
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, a folder of pictures with other things in it, and a video."""
     root = tmp_path_factory.mktemp("stream")
-    slow = {"hidden_size": 256, "num_hidden_layers": 12, "image_size": 128}  # some 40 ms a picture on one core
+    slow = {"hidden_size": 256, "num_hidden_layers": 8, "image_size": 128}  # some 30 ms a picture on one core
     for name, architecture, changes, size_px in (
         ("vit", "ViTForImageClassification", {}, 32),
         ("bare", "ViTModel", {}, 32),
@@ -297,7 +297,7 @@ def test_a_camera(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_camera_that_ends_is_a_failure(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With its summary, and one line that says so."""
-    with camera(num_frames=400) as address:
+    with camera(num_frames=200) as address:
         status, out, err = run(capsys, root / "vit", "--stream", address)
     assert status == 1
     assert " pictures in " in out
@@ -320,14 +320,13 @@ def test_a_camera_is_meant_to_be_interrupted(root: Path, number: int) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_video_that_is_broken_off(root: Path, number: int) -> None:
+def test_a_video_that_is_broken_off(root: Path) -> None:
     """The document is printed with what was done, and the exit status says that it was not everything."""
     options = ("--local-workers", 2, "--plan", "replica", "--json")
     with process(root / "slow", "--stream", root / "long.mkv", *options) as running:
         wait_for(running.stderr, "classify long.mkv")
         time.sleep(1)
-        running.send_signal(number)
+        running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
     document = json.loads(out)
     assert running.returncode == 130, err
@@ -339,7 +338,7 @@ def test_a_video_that_is_broken_off(root: Path, number: int) -> None:
 @pytest.mark.processes
 def test_a_stream_goes_on_when_a_device_dies(root: Path) -> None:
     """Every picture is answered, and standard error says who is left out."""
-    options = ("--local-workers", 2, "--plan", "replica", "--frames", 80, "--json")
+    options = ("--local-workers", 2, "--plan", "replica", "--frames", 60, "--json")
     with process(root / "slow", "--stream", root / "long.mkv", *options) as running:
         wait_for(running.stderr, "classify long.mkv")
         time.sleep(0.5)
@@ -351,8 +350,8 @@ def test_a_stream_goes_on_when_a_device_dies(root: Path) -> None:
         out, err = running.communicate(timeout=120)
     document = json.loads(out)
     assert running.returncode == 0
-    assert (document["count"], document["failed"]) == (80, 0)
-    assert document["devices"]["0"] > 40
+    assert (document["count"], document["failed"]) == (60, 0)
+    assert document["devices"]["0"] > 30
     assert "device 1" in document["left_out"][0]
     assert re.search(r"^edgeprism: device 1.*its requests go on without it", err, re.MULTILINE)
 
