@@ -176,6 +176,13 @@ def test_a_padded_text_is_embedded_as_alone(root: Path, capsys: pytest.CaptureFi
     assert first == pytest.approx(json.loads(alone)["results"][0]["embedding"], abs=1e-4)
 
 
+def test_a_text_may_be_longer_than_any_name_of_a_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not asked whether there is such a file in a way that fails."""
+    status, out, _ = run(capsys, root / "RobertaModel", "c" * 300)
+    assert status == 0
+    assert out.startswith("c" * 300 + ": 64 values")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -188,6 +195,7 @@ def test_a_padded_text_is_embedded_as_alone(root: Path, capsys: pytest.CaptureFi
         (("{root}/ViTModel", "{root}/not_a_picture.png"), "is not a picture"),
         (("{root}/ViTModel", "{root}"), "is a directory"),
         (("{root}/ViTModel", ""), "an empty name"),
+        (("{root}/ViTModel", "no name of a file is as long as this " * 9), "no such picture"),
         (
             ("{root}/ViTModel", "{root}/red.png", "--local-workers", "2", "--plan", "sequence", "--codec", "means:20"),
             "20",

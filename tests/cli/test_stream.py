@@ -40,15 +40,16 @@ WITHOUT_OPENCV = (
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, a folder of pictures with other things in it, and a video."""
     root = tmp_path_factory.mktemp("stream")
-    slow = {"hidden_size": 256, "num_hidden_layers": 12, "image_size": 128}  # some 40 ms a picture on one core
+    slow = {"hidden_size": 256, "num_hidden_layers": 8, "image_size": 128}  # some 30 ms a picture on one core
     for name, architecture, changes, size_px in (
         ("vit", "ViTForImageClassification", {}, 32),
         ("bare", "ViTModel", {}, 32),
         ("slow", "ViTForImageClassification", slow, 128),
-        ("elsewhere", "ViTForImageClassification", {}, 40),  # a processor that makes what the model does not take
+        ("as_it_is", "ViTForImageClassification", {}, None),  # its processor leaves the size of a picture alone
     ):
         make(architecture, **changes).save_pretrained(root / name)
-        ViTImageProcessorPil(size={"height": size_px, "width": size_px}).save_pretrained(root / name)
+        size = {"height": size_px or 32, "width": size_px or 32}
+        ViTImageProcessorPil(size=size, do_resize=size_px is not None).save_pretrained(root / name)
     make("GPT2Model").save_pretrained(root / "gpt2")
     pixels = np.random.default_rng(0).integers(0, 255, (NUM_PICTURES, 48, 64, 3), dtype=np.uint8)
     (root / "pictures").mkdir()
@@ -264,12 +265,21 @@ def test_it_stops_when_told(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert document["unfinished"] == 0 and document["count"] > 0
 
 
-def test_a_picture_that_fails_is_named(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A few of them, with the reason; when none was answered the status is not 0."""
-    status, _, err = run(capsys, root / "elsewhere", "--stream", root / "pictures")
-    assert status != 0
+def test_a_picture_that_fails_is_named(root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With its reason, and the others are answered; when not one was, it is a failure."""
+    for index in range(12):
+        Image.new("RGB", (32, 32) if index == 3 else (40, 40), RED).save(tmp_path / f"{index}.png")
+    status, out, err = run(capsys, root / "as_it_is", "--stream", tmp_path, "--json")
+    assert status == 0
+    assert (json.loads(out)["count"], json.loads(out)["failed"]) == (1, 11)
+    named = [line for line in err.splitlines() if "png failed: " in line]
+    assert len(named) == 5 and "40" in named[0] and "only counted" in named[-1]
+    (tmp_path / "3.png").unlink()
+    status, out, err = run(capsys, root / "as_it_is", "--stream", tmp_path)
+    assert status == 1
+    assert "failed 11" in out
+    assert "no picture was answered; 0.png failed: " in err.splitlines()[-1]
     assert "Traceback" not in err
-    assert "40" in err.strip().splitlines()[-1]
 
 
 def test_a_camera(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +297,7 @@ def test_a_camera(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_camera_that_ends_is_a_failure(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With its summary, and one line that says so."""
-    with camera(num_frames=400) as address:
+    with camera(num_frames=200) as address:
         status, out, err = run(capsys, root / "vit", "--stream", address)
     assert status == 1
     assert " pictures in " in out
@@ -310,14 +320,13 @@ def test_a_camera_is_meant_to_be_interrupted(root: Path, number: int) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_video_that_is_broken_off(root: Path, number: int) -> None:
+def test_a_video_that_is_broken_off(root: Path) -> None:
     """The document is printed with what was done, and the exit status says that it was not everything."""
     options = ("--local-workers", 2, "--plan", "replica", "--json")
     with process(root / "slow", "--stream", root / "long.mkv", *options) as running:
         wait_for(running.stderr, "classify long.mkv")
         time.sleep(1)
-        running.send_signal(number)
+        running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
     document = json.loads(out)
     assert running.returncode == 130, err
@@ -329,7 +338,7 @@ def test_a_video_that_is_broken_off(root: Path, number: int) -> None:
 @pytest.mark.processes
 def test_a_stream_goes_on_when_a_device_dies(root: Path) -> None:
     """Every picture is answered, and standard error says who is left out."""
-    options = ("--local-workers", 2, "--plan", "replica", "--frames", 80, "--json")
+    options = ("--local-workers", 2, "--plan", "replica", "--frames", 60, "--json")
     with process(root / "slow", "--stream", root / "long.mkv", *options) as running:
         wait_for(running.stderr, "classify long.mkv")
         time.sleep(0.5)
@@ -341,8 +350,8 @@ def test_a_stream_goes_on_when_a_device_dies(root: Path) -> None:
         out, err = running.communicate(timeout=120)
     document = json.loads(out)
     assert running.returncode == 0
-    assert (document["count"], document["failed"]) == (80, 0)
-    assert document["devices"]["0"] > 40
+    assert (document["count"], document["failed"]) == (60, 0)
+    assert document["devices"]["0"] > 30
     assert "device 1" in document["left_out"][0]
     assert re.search(r"^edgeprism: device 1.*its requests go on without it", err, re.MULTILINE)
 

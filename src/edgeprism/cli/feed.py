@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, cast
 
 from edgeprism.errors import EdgeprismError, QueueFull
-from edgeprism.tasks.frames import Picture, Source, Unreadable
+from edgeprism.tasks.frames import Picture, Source, Unreadable, shown
 
 if TYPE_CHECKING:
     from edgeprism.runtime.answers import Answer
@@ -134,8 +134,9 @@ class Feed:
         try:
             inputs = self._prepare([picture.image])
         except (OSError, ValueError) as exc:  # as image processors say that they cannot
-            self.events.put(Unreadable(name=picture.name, why=f"{picture.name} cannot be prepared: {exc}"))
+            self.events.put(Unreadable(name=picture.name, why=shown(f"{picture.name} cannot be prepared: {exc}")))
             return
+        name, taken_s = picture.name, picture.taken_s
         submitted_s = time.monotonic()
         self.preparing_s += submitted_s - began_s
         while not self._unseen.acquire(timeout=LOOK_S):
@@ -145,12 +146,8 @@ class Feed:
         def tell(answer: Answer | None) -> None:
             if answer is not None:
                 self._under_way.discard(answer)
-            ended_s = time.monotonic()
-            self.events.put(
-                Outcome(
-                    name=picture.name, answer=answer, taken_s=picture.taken_s, submitted_s=submitted_s, ended_s=ended_s
-                )
-            )
+            now = time.monotonic()
+            self.events.put(Outcome(name=name, answer=answer, taken_s=taken_s, submitted_s=submitted_s, ended_s=now))
 
         try:
             answer = self._engine.submit(**inputs)

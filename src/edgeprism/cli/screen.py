@@ -10,6 +10,7 @@ import logging
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,13 +64,15 @@ class Screen:
 
     @contextmanager
     def logs(self) -> Iterator[None]:
-        """What edgeprism itself logs (a device failed, and why) is said here."""
+        """What edgeprism itself logs (a device failed, and why) is said here, and so are warnings."""
         handler = _Said(self)
-        logger = logging.getLogger("edgeprism")
+        logger, show = logging.getLogger("edgeprism"), warnings.showwarning
         logger.addHandler(handler)
+        warnings.showwarning = lambda message, *_: self.say(str(message))
         try:
             yield
         finally:
+            warnings.showwarning = show
             logger.removeHandler(handler)
 
     def _clear(self) -> None:

@@ -26,6 +26,7 @@ from edgeprism.tasks.frames import Source, Unreadable, shown
 
 if TYPE_CHECKING:
     from edgeprism.runtime.engine import Engine
+    from edgeprism.tasks.inputs import PreparePictures
 
 EXIT_INTERRUPTED = 130
 GRACE_S = 5.0
@@ -112,6 +113,7 @@ class _Stream:
         while ended is None or tally.num_through < feed.num_submitted:
             now = time.monotonic()
             if now >= leave_at_s:
+                tally.num_unfinished += max(0, feed.num_submitted - tally.num_through)
                 return Ended(why="interrupted")
             if now >= stop_at_s:
                 stop_at_s = math.inf
@@ -136,7 +138,7 @@ class _Stream:
                 ended = event
                 if ended.error is not None and not isinstance(ended.error, EdgeprismError):
                     break
-        return ended
+        return ended if leave_at_s == math.inf or ended.error else Ended(why="interrupted")
 
     def _take(self, outcome: Outcome) -> None:
         """Counts a picture that is through, and shows its answer."""
@@ -144,7 +146,7 @@ class _Stream:
         if answer is None:
             tally.num_rejected += 1
         elif answer.cancelled():
-            tally.num_taken_back += 1
+            tally.num_unfinished += 1
         elif (error := answer.exception()) is None:
             assert answer.trace is not None
             before = tally.left_out
@@ -180,15 +182,18 @@ class _Stream:
             self._screen.result(self._line_of(result))
 
 
-def _warm_up(engine: Engine, prepare: Any) -> None:
-    """Connects, loads and runs on a grey picture, of the size that the image processor makes of any; then several at
-    once, for one after the other they all go to the fastest device."""
+def _warm_up(engine: Engine, prepare: PreparePictures) -> None:
+    """Connects, loads and runs on a grey picture, as the image processor makes it. Under `replica` several at once
+    besides: one after the other they would all go to the fastest device."""
     from PIL import Image
 
-    inputs = prepare([Image.new("RGB", (640, 480), "grey")])
-    num_devices = len(engine.warmup(**inputs).plan.shares)
-    with ThreadPoolExecutor(2 * num_devices) as pool:
-        list(pool.map(lambda _: engine(**inputs), range(4 * num_devices)))
+    size = engine.config.image_size  # that of the model: not every processor changes a picture's size
+    height_px, width_px = (size, size) if isinstance(size, int) else size
+    inputs = prepare([Image.new("RGB", (width_px, height_px), "grey")])
+    plan = engine.warmup(**inputs).plan
+    if plan.strategy == "replica" and plan.num_devices > 1:
+        with ThreadPoolExecutor(2 * plan.num_devices) as pool:
+            list(pool.map(lambda _: engine(**inputs), range(2 * plan.num_devices)))
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Tally:
     def __init__(self, source: Source, feed: Feed) -> None:
         self._source, self._feed = source, feed
         self.num_done = self.num_dropped = self.num_rejected = 0
-        self.num_failed = self.num_taken_back = self.num_unreadable = 0
+        self.num_failed = self.num_unfinished = self.num_unreadable = 0
         self.by_device: Counter[int] = Counter()
         self.left_out: tuple[str, ...] = ()
         """Devices that could not be used when the newest answer was there, and why."""
@@ -55,7 +55,7 @@ class Tally:
     @property
     def num_through(self) -> int:
         """Pictures with an outcome."""
-        return self.num_done + self.num_dropped + self.num_rejected + self.num_failed + self.num_taken_back
+        return self.num_done + self.num_dropped + self.num_rejected + self.num_failed + self.num_unfinished
 
     def done(self, outcome: Outcome, trace: Trace) -> None:
         """A picture was answered."""
@@ -125,11 +125,11 @@ class Tally:
             "passed over": self._source.num_passed_over,
             "rejected": self.num_rejected,
             "failed": self.num_failed,
-            "unfinished": self.num_taken_back,
+            "unfinished": self.num_unfinished,
             "unreadable": self.num_unreadable,
             "other files": self._source.num_other_files,
         }
-        lines = [f"{self._source.name}: {self.num_done} pictures in {self.duration_s:.1f} s, {self.fps:.1f} per second"]
+        lines = [f"{self._source.name}: {self.num_done} pictures in {self.duration_s:.1f} s, {self.fps:.1f} a second"]
         if told := [f"{name} {count}" for name, count in num_others.items() if count]:
             lines.append(", ".join(told))
         if self.num_done:
@@ -164,7 +164,7 @@ class Tally:
             "passed_over": self._source.num_passed_over,
             "rejected": self.num_rejected,
             "failed": self.num_failed,
-            "unfinished": self.num_taken_back,
+            "unfinished": self.num_unfinished,
             "unreadable": self.num_unreadable,
             "other_files": self._source.num_other_files,
             "latency_ms": {
