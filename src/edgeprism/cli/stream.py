@@ -13,7 +13,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -183,17 +182,12 @@ class _Stream:
 
 
 def _warm_up(engine: Engine, prepare: PreparePictures) -> None:
-    """Connects, loads and runs on a grey picture, as the image processor makes it. Under `replica` several at once
-    besides: one after the other they would all go to the fastest device."""
+    """Connects, loads and runs on a grey picture, as the image processor makes it."""
     from PIL import Image
 
     size = engine.config.image_size  # that of the model: not every processor changes a picture's size
     height_px, width_px = (size, size) if isinstance(size, int) else size
-    inputs = prepare([Image.new("RGB", (width_px, height_px), "grey")])
-    plan = engine.warmup(**inputs).plan
-    if plan.strategy == "replica" and plan.num_devices > 1:
-        with ThreadPoolExecutor(2 * plan.num_devices) as pool:
-            list(pool.map(lambda _: engine(**inputs), range(2 * plan.num_devices)))
+    engine.warmup(**prepare([Image.new("RGB", (width_px, height_px), "grey")]))
 
 
 @contextmanager

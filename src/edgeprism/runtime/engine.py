@@ -186,12 +186,16 @@ class Engine:
 
     def warmup(self, **inputs: Any) -> Trace:
         """Runs requests like ``inputs`` (without any, one sample of the usual size) until they take no longer than
-        before, so that the next one is as fast as any; the trace of the last."""
+        before, so that the next one is as fast as any; the trace of the last. Under `replica` several at once, so that
+        every device has some."""
         given = inputs or self._example()
+        at_once = 2 * self._cluster.num_devices if self._plan == "replica" else 1
         times: list[float] = []
         while len(times) < MIN_WARMUPS or (len(times) < MAX_WARMUPS and times[-1] > SETTLED * min(times)):
             began = time.perf_counter()
-            self(**given)
+            for answer in [self._put(given, can_be_dropped=False) for _ in range(at_once)]:
+                answer.result()
+                self.last_trace = answer.trace
             times.append(time.perf_counter() - began)
         assert self.last_trace is not None
         return self.last_trace
