@@ -121,7 +121,8 @@ def into_socket(target: Target, folder: Path, keys: KeyPair, num_frames: int, se
             f"memory grows by at most {REACH_GROWTH_MB:g} MB": growth_peak <= REACH_GROWTH_MB * 1e6,
             f"the log grows by at most {REACH_LOG_BYTES_PER_S:g} bytes a second": log_bytes
             <= REACH_LOG_BYTES_PER_S * max(seconds, 10),
-            f"idle, it takes at most {REACH_IDLE:g} of a core": idle <= REACH_IDLE,
+            f"idle, it takes at most {REACH_IDLE:g} of a core": smoke
+            or idle <= REACH_IDLE,  # half a second tells nothing
             f"an answer takes at most {REACH_ANSWER_S:g} s": all(
                 s.slowest_answer_s <= REACH_ANSWER_S for s in sessions
             ),
