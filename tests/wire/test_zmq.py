@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import pytest
 import zmq
 
 from edgeprism.errors import FrameError, InputError, PeerLost, PeerTimeout
+from edgeprism.wire import links
 from edgeprism.wire.frame import Buffer, Frame, Kind, Limits, encode
 from edgeprism.wire.keys import KeyPair, Peer
 from edgeprism.wire.links import write_message
@@ -149,6 +151,16 @@ def test_a_plain_connection_gets_nowhere() -> None:
         plain.send(b"hello")
         assert server.receive(0.3) is None
         assert server.connected() == {0}
+
+
+def test_a_connection_that_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise anybody could hold all file descriptors of a device for half a minute."""
+    monkeypatch.setattr(links, "HANDSHAKE_MS", 300)
+    with ZmqTransport(0, KeyPair.generate()) as server:
+        port = int(server.address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as silent:
+            while silent.recv(100):  # its greeting, and then the end
+                pass
 
 
 def test_a_listed_key_cannot_speak_for_another() -> None:
