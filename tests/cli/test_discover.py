@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
 from zeroconf import (
@@ -40,6 +39,11 @@ from edgeprism.runtime.cluster_file import ClusterFile
 from edgeprism.runtime.discovery import MAX_FOUND, SERVICE, Announcement, find
 from edgeprism.wire.key_file import read_key_file
 from edgeprism.wire.keys import OPEN_KEYS, KeyPair
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
 _IN, _UNIQUE, _A, _PTR, _TXT, _SRV = 1, 0x8001, 1, 12, 16, 33
@@ -252,6 +256,8 @@ assert other.wait(10) == 0
 OTHER = """
 import json, subprocess, sys
 from edgeprism.runtime.discovery import find
+
+
 print("ready", flush=True)
 for is_first, line in zip([True, False, False], sys.stdin):
     if is_first:
