@@ -181,12 +181,93 @@ def startup(document: dict[str, Any]) -> list[Row]:
     return found
 
 
+def frames(document: dict[str, Any]) -> list[Row]:
+    """A stream of single pictures over two devices."""
+    figures = document["figures"]
+    rate, first = figures["reach"], figures["first_after_warmup_of_median"]
+    two, one = (figures["frames_per_s"][plan]["median"] for plan in ("replica", "local"))
+    return [
+        Row(
+            what="ViT-B/16, a stream of single pictures, `replica` on 2 processes / `local`, frames per second",
+            reach=f"≥ {rate['at_least']}",
+            measured=f"{rate['measured']:.2f} ({two:.2f} / {one:.2f})",
+            met=rate["met"],
+        ),
+        Row(
+            what="the first request after `warmup` / the median of those after it",
+            reach=f"≤ {first['at_most']}",
+            measured=f"{first['measured']:.2f}",
+            met=first["met"],
+        ),
+    ]
+
+
+def campaign(document: dict[str, Any]) -> list[Row]:
+    """Faults under load."""
+    figures = document["figures"]
+    measured = (
+        f"{len(figures['lost'])} lost, {len(figures['wrong'])} wrong, {figures['hung']} hung, "
+        f"{len(figures['over_the_rule'])} over the deadline rule; "
+        f"{len(figures['not_back_in_time'])} devices not back within 10 s"
+    )
+    what = f"{figures['requests']} requests while {figures['num_faults']} faults happen to three boards in namespaces"
+    return [Row(what=what, reach="0 of each", measured=measured, met=figures["met"])]
+
+
+def fuzz(document: dict[str, Any]) -> list[Row]:
+    """Frames that nobody should send."""
+    figures = document["figures"]
+    num_frames, growth_mb = figures["decoder"]["frames"], figures["socket"]["rss_peak_growth_mb"]
+    return [
+        Row(
+            what=f"fuzzed frames: {num_frames:,} into the decoder, {figures['socket']['messages']:,} into a worker",
+            reach="no crash, memory bounded",
+            measured=f"no crash; the worker grew by {growth_mb:.0f} MB at most",
+            met=all(met for part in figures.values() for met in part["met"].values()),
+        )
+    ]
+
+
+def steady_memory(document: dict[str, Any]) -> list[Row]:
+    """Resident memory of both devices."""
+    figures = document["figures"]
+    change = max(figures[device]["resident"]["largest_change"] for device in ("coordinator", "worker"))
+    what = "resident memory over 10,000 requests"
+    return [Row(what=what, reach="flat within 2 %", measured=f"within {change:.2%}", met=figures["met"])]
+
+
+def weights(document: dict[str, Any]) -> list[Row]:
+    """Weights over a shaped link."""
+    whole, broken = document["figures"]["whole"], document["figures"]["broken_once"]
+    megabytes = whole["weights_bytes"] / 1e6
+    return [
+        Row(
+            what=f"{megabytes:.0f} MB of weights at 200 Mbit/s / the wire's own time",
+            reach=f"≤ {whole['at_most']:.2f}",
+            measured=f"{whole['of_wire']:.3f} ({whole['streaming_s']:.1f} / {whole['wire_s']:.1f} s; "
+            f"held {whole['held_s']:.1f} s after the order)",
+            met=whole["met"],
+        ),
+        Row(
+            what="the same, the link broken once: bytes sent",
+            reach=f"≤ {broken['at_most_bytes'] / 1e6:.0f} MB",
+            measured=f"{broken['sent_bytes'] / 1e6:.0f} MB",
+            met=broken["met"],
+        ),
+    ]
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "demo_accuracy": accuracy,
     "first_law": first_law,
     "counts": counts,
     "latency": latency,
     "startup": startup,
+    "frames": frames,
+    "campaign": campaign,
+    "fuzz": fuzz,
+    "steady_memory": steady_memory,
+    "weights": weights,
 }
 
 
