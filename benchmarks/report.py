@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def record(name: str, figures: Mapping[str, Any], settings: Mapping[str, Any], s
     document = {
         "name": name,
         "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "hardware": _hardware(),
         "versions": {package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()},

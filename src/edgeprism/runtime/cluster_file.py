@@ -16,7 +16,7 @@ Without any keys the devices are on loopback.
 from __future__ import annotations
 
 import ipaddress
-import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,6 @@ from typing import Any
 from edgeprism.errors import InputError
 from edgeprism.specs.plan import MAX_DEVICES
 from edgeprism.wire.keys import OPEN_KEYS, Peer, check_key
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
+import tomllib
 from pathlib import Path
 
 from edgeprism.errors import InputError
 from edgeprism.wire.keys import KeyPair
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _FIELDS = {"name", "public_key", "secret_key"}
 
