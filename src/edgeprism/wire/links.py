@@ -23,7 +23,7 @@ from edgeprism.wire.keys import KeyPair, Peer
 Socket: TypeAlias = "zmq.Socket[bytes]"
 HELLO = b""
 REDIAL_S = 0.25
-HANDSHAKE_MS = 3_000  # a connection that says nothing holds a file descriptor for so long, whoever it is
+HANDSHAKE_MS = 5_000  # a connection that says nothing holds a file descriptor for so long, whoever it is
 
 _FAILURES = {
     zmq.Event.HANDSHAKE_FAILED_AUTH: "it refuses this device's key",
