@@ -143,3 +143,11 @@ def split_heads(x: Rows, num_heads: int) -> Heads:
 def merge_heads(x: Heads) -> Rows:
     """The heads of each row, side by side."""
     return x.transpose(1, 2).flatten(2)  # (batch, rows, width)
+
+
+def run_block(block: Block, x: Rows, positions: Tensor) -> Rows:
+    """One block alone, every row attending to every row: for measuring it, and for comparing devices."""
+    y = block.attention_input(x)
+    keys, values = block.keys_values(y, positions)
+    rows = block.attention_output(x, attend(block.queries(y, positions), keys, values, None, block.scale))
+    return block.mlp_down(rows, block.mlp_up(rows))

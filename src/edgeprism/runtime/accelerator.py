@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeprism.errors import InputError
-from edgeprism.models.block import attend
+from edgeprism.models.block import run_block
 from edgeprism.models.model import Model
 
 NUM_CHECK_ROWS = 16
@@ -42,17 +42,13 @@ def choose_device(name: str | torch.device | None) -> torch.device:
 
 
 def block_rows(model: Model) -> Tensor:
-    """What the model's first block makes of seeded rows, in float32 on the CPU: (NUM_CHECK_ROWS, hidden size)."""
-    block = model.blocks[0]
+    """What the model's first block makes of seeded rows, in float64 on the CPU: (NUM_CHECK_ROWS, hidden size)."""
     count = NUM_CHECK_ROWS * model.spec.hidden_size
     mixed = (torch.arange(count, dtype=torch.int64) * 2654435761) % 2**32  # the same numbers in every version of torch
     x = (mixed.double() / 2**31 - 1).reshape(1, NUM_CHECK_ROWS, -1).to(model.device, model.dtype)
     positions = torch.arange(NUM_CHECK_ROWS)[None]
     with torch.no_grad():
-        y = block.attention_input(x)
-        keys, values = block.keys_values(y, positions)
-        rows = block.attention_output(x, attend(block.queries(y, positions), keys, values, None, block.scale))
-        return block.mlp_down(rows, block.mlp_up(rows))[0].float().cpu()
+        return run_block(model.blocks[0], x, positions)[0].double().cpu()
 
 
 def difference(rows: Tensor, reference: Tensor) -> float:

@@ -93,8 +93,8 @@ class Coordinator:
             (rows,) = self._staging.from_wire(loaded, Meter())
         except (PeerFault, ValueError, RuntimeError):
             return "it did not say what it computes; run the same edgeprism on both"
-        off, tolerance = difference(rows.float().cpu(), self._reference), TOLERANCES[self._model.dtype]
-        if rows.dtype == torch.float32 and off <= tolerance:
+        off, tolerance = difference(rows.double().cpu(), self._reference), TOLERANCES[self._model.dtype]
+        if rows.dtype == torch.float64 and off <= tolerance:
             return ""
         return (
             f"its first block is off by {off:.1e} of the largest value, and {self._dtype} allows {tolerance:.0e}: its "

@@ -29,7 +29,7 @@ NOT_OURS = "this engine is closed, or its cluster was given to a newer one; make
 AUTO_NOTE = "plan auto runs local: choosing by measurements is not built yet"
 
 LOOK_AROUND_S = 0.5
-# Numbers of requests and of orders to load, which are epochs, are never the same.
+# Orders to load have random numbers below: no answer to one is taken for an answer to the other.
 _FIRST_REQUEST = 2**31
 
 

@@ -192,12 +192,15 @@ class Singles:
 
     def _expected_s(self, device: int, kind: Hashable, num_tokens: int, now: float) -> float:
         """How long such a request takes on a device: counted, until it was seen; a bad moment fades."""
-        speed = self._members.macs_per_s.get(device) or self._members.macs_per_s[0]
-        counted_s = whole_model_macs(self._model.spec, num_tokens) / speed
+        counted_s = self._counted_s(device, num_tokens)
         if device:
             counted_s += self._input_bytes(num_tokens) / HOPED_LINK_BYTES_PER_S
         seen_s, when_s = self._seen.get((device, kind), (counted_s, now))
         return counted_s + (seen_s - counted_s) * float(0.5 ** ((now - when_s) / FADES_S))
+
+    def _counted_s(self, device: int, num_tokens: int) -> float:
+        speed = self._members.macs_per_s.get(device) or self._members.macs_per_s[0]
+        return whole_model_macs(self._model.spec, num_tokens) / speed
 
     def _free_in_s(self, device: int, now: float) -> float:
         """When a device will have finished what it has in hand."""
@@ -231,10 +234,11 @@ class Singles:
 
     def _send(self, device: int, held: InHand, num_tokens: int) -> None:
         meter = Meter()
-        macs = whole_model_macs(self._model.spec, num_tokens)
-        speed = self._members.macs_per_s.get(device) or self._members.macs_per_s[0]
         held.timeout_s = self._patience.timeout_s(
-            (device, held.kind), of=device, compute_s=macs / speed, num_bytes=self._input_bytes(num_tokens)
+            (device, held.kind),
+            of=device,
+            compute_s=self._counted_s(device, num_tokens),
+            num_bytes=self._input_bytes(num_tokens),
         )
         inputs = as_sent(held.answer._inputs, self._model.dtype)
         job = replica_job(inputs, (device,), ((0, 1),), WORKERS_PART * held.timeout_s)
