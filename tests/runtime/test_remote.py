@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from transformers import ViTImageProcessorPil
 
 import edgeprism
 from edgeprism.cli.main import main
@@ -462,3 +464,21 @@ def test_bad_input_is_one_line(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("edgeprism: ")
     assert says in last
+
+
+@pytest.mark.processes
+def test_run_says_how_weights_travel_and_who_is_absent(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a person waits for is on standard error, each line once; nothing of it is when the device has them."""
+    directory = bench.root / "vit"
+    make("ViTForImageClassification").save_pretrained(directory)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(directory)
+    Image.new("RGB", (32, 32), "red").save(bench.root / "red.png")
+    bench.start(1)
+    arguments = ["run", str(directory), str(bench.root / "red.png"), "--plan", "sequence", "--cluster", str(bench.file)]
+    capsys.readouterr()
+    assert main(arguments) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert sum("device 1 has 0 %" in line for line in said) == 1
+    assert sum("no connection with device 2" in line for line in said) == 1
+    assert main(arguments) == 0
+    assert "%" not in capsys.readouterr().err

@@ -6,14 +6,13 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli import stream_options
 from edgeprism.cli.need_torch import need_torch
+from edgeprism.cli.screen import Screen
 from edgeprism.cli.source import config_directory, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
 from edgeprism.runtime.cores import divide_cores
@@ -85,8 +84,9 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
     from edgeprism.runtime.engine import load
 
     _quiet()
+    screen = Screen()
     with (
-        _warnings_said(),
+        screen.events(),
         _cluster(args, alone=alone) as cluster,
         load(
             args.model,
@@ -99,7 +99,7 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
         ) as engine,
     ):
         if source is not None:
-            return run_stream(engine, source, args, _line_of)
+            return run_stream(engine, source, args, screen, _line_of)
         document = _run(engine, args)
     print(json.dumps(document, indent=2) if args.json else f"\n{document['summary']}")
     return 0
@@ -228,15 +228,6 @@ def _labels(labels: list[dict[str, Any]]) -> str:
 
 def _name(given: str) -> str:
     return Path(given).name if os.path.isfile(given) else given  # unlike Path.is_file it takes a text of any length
-
-
-@contextmanager
-def _warnings_said() -> Iterator[None]:
-    """Warnings as lines of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        warnings.showwarning = lambda message, *_: _say(str(message))
-        yield
 
 
 def _quiet() -> None:
