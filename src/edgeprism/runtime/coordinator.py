@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import PeerError, PeerFault, PeerTimeout
 from edgeprism.models.model import Model, Tokens
 from edgeprism.runtime.accelerator import TOLERANCES, block_rows, difference
+from edgeprism.runtime.calibrations import ready_for, tables_to_send
 from edgeprism.runtime.job import WORKERS_PART, JobRun, Results, as_sent, replica_job
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Job, LoadOrder
@@ -71,10 +73,18 @@ class Coordinator:
     """Runs requests on the devices behind ``transport``. Not for several threads at once; the engine sees to that."""
 
     def __init__(
-        self, transport: Transport, model: Model, members: Membership, patience: Patience, numbers: Iterator[int]
+        self,
+        transport: Transport,
+        model: Model,
+        members: Membership,
+        patience: Patience,
+        numbers: Iterator[int],
+        calibrations: Mapping[str, Calibration],
     ) -> None:
         self._transport, self._model, self._members, self._patience = transport, model, members, patience
         self._staging = Staging(model.device)
+        self._tables = tables_to_send(calibrations)
+        self._calibrations = ready_for(model.spec, calibrations, model.device)
         self._members.macs_per_s[0] = measure_speed(model)
         self._members.versions[0] = ", ".join(f"{name} {number}" for name, number in versions().items())
         self._members.check = self._what_is_wrong
@@ -86,7 +96,7 @@ class Coordinator:
         """Has every worker load the model; those that cannot are left out, with a warning. ``weights`` are sent to
         those that lack them."""
         if self._transport.num_devices > 1:
-            self._members.load(order, weights)
+            self._members.load(order, weights, self._tables)
 
     def _what_is_wrong(self, loaded: Frame) -> str:
         try:
@@ -301,7 +311,7 @@ class Coordinator:
         epoch, number, job = self._members.epoch, self._request_number, request.job
         run = JobRun(
             self._model, job, self._transport, self._staging, epoch=epoch, request=number, started_s=started_s,
-            timeout_s=request.timeout_s,
+            timeout_s=request.timeout_s, calibrations=self._calibrations,
         )  # fmt: skip
         self._running = request
         meta = job.to_json()

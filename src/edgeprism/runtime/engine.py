@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import InputError, PlanError, RequestAborted
 from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.load import directory_of, load_pretrained, no_progress_bar
@@ -28,6 +29,7 @@ from edgeprism.models.registry import adapt
 from edgeprism.models.text import check_ids
 from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
+from edgeprism.runtime.calibrations import find
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
 from edgeprism.runtime.messages import LoadOrder
@@ -53,6 +55,7 @@ def load(
     codec: str | CodecSpec = "exact",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    calibration: str | Path | Calibration | None = None,
     max_pending: int = 64,
     when_full: WhenFull = "block",
     keep_order: bool = False,
@@ -61,7 +64,8 @@ def load(
 
     ``plan``: "auto", "local", "replica", "sequence", or a ``Plan``. ``codec``: what travels under `sequence`, such as
     "exact", "means:9.9", "kv:int8". ``device``: CUDA by default if a kernel runs there, else the CPU. ``dtype``: of all
-    devices, the checkpoint's by default. For ``Engine.submit``: ``max_pending``
+    devices, the checkpoint's by default. ``calibration``: the file of a codec that needs one, by default the one that
+    `edgeprism calibrate` made of this model. For ``Engine.submit``: ``max_pending``
     requests may wait, ``when_full`` says what happens to more ("block", "drop_oldest", "reject"), and with
     ``keep_order`` they are answered in the order in which they came. Raises InputError, one line that says what cannot
     be used and what can.
@@ -73,6 +77,7 @@ def load(
         codec=codec,
         device=device,
         dtype=dtype,
+        calibration=calibration,
         max_pending=max_pending,
         when_full=when_full,
         keep_order=keep_order,
@@ -92,6 +97,7 @@ class Engine:
         codec: str | CodecSpec = "exact",
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        calibration: str | Path | Calibration | None = None,
         max_pending: int = 64,
         when_full: WhenFull = "block",
         keep_order: bool = False,
@@ -100,6 +106,9 @@ class Engine:
         self._owns_cluster = cluster is None
         self.last_trace: Trace | None = None
         """What the last call did. Of a request that was submitted: the ``trace`` of its future."""
+        codec = CodecSpec.parse(codec) if isinstance(codec, str) else codec
+        used = plan.codec if isinstance(plan, Plan) else codec
+        self._calibrations = find(model, used, calibration)
         self.use(plan, codec)
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
@@ -130,6 +139,10 @@ class Engine:
                 raise PlanError(f"the Plan holds codec {plan.codec}, and codec {codec} was given as well; give one")
             codec = plan.codec
         strategy = plan.strategy if isinstance(plan, Plan) else plan
+        if codec.needs_calibration and str(codec) not in self._calibrations:
+            raise PlanError(
+                f"codec {codec} has tables that devices get when they load the model; make a new engine for it"
+            )
         if strategy != "sequence" and codec != EXACT:
             warnings.warn(f"codec {codec} has no effect under plan {strategy}: nothing is encoded", stacklevel=2)
         self._plan, self._codec = plan, codec
@@ -251,7 +264,9 @@ class Engine:
         """On device 0's thread: the model, the devices, and the order to load it."""
         self._model = _adapted(model, device, dtype)
         cluster = self._cluster
-        self._scheduler = Scheduler(cluster.transport, self._model, self._queue, cluster.introductions, cluster.cores)
+        self._scheduler = Scheduler(
+            cluster.transport, self._model, self._queue, cluster.introductions, cluster.cores, self._calibrations
+        )
         self._thread.serve(self._scheduler.step, self._scheduler.close)
         try:
             self._scheduler.coordinator.load_workers(*self._order(model, device))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import FrameError, PeerFault
 from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.model import Model
@@ -119,9 +120,10 @@ class JobRun:
         request: int,
         started_s: float | None = None,
         timeout_s: float | None = None,
+        calibrations: Mapping[str, Calibration] | None = None,
     ) -> None:
         self._model, self._job, self._transport, self._staging = model, job, transport, staging
-        self._epoch, self._request = epoch, request
+        self._epoch, self._request, self._calibrations = epoch, request, calibrations or {}
         self._started_s = time.monotonic() if started_s is None else started_s
         self._timeout_s = job.timeout_s if timeout_s is None else timeout_s
         self.meter = Meter()
@@ -152,6 +154,7 @@ class JobRun:
             bounds=job.bounds,
             index=index,
             codec=job.codec,
+            calibration=self._calibrations.get(str(job.codec)),
             features={name: tensor for name, tensor in tensors.items() if name != "mask"},
             mask=mask,
             reads=job.reads,

@@ -18,6 +18,7 @@ def local_forward(model: Model, tokens: Tokens, *, keeps_cache: bool = False) ->
         bounds=((0, tokens.num_tokens),),
         index=0,
         codec=EXACT,
+        calibration=None,
         features=tokens.features,
         mask=tokens.mask,
         reads=tokens.reads,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgeprism.codecs.calibration import Calibration
 from edgeprism.codecs.codec import Codec, make_codec
 from edgeprism.models.block import Block, attend, merge_heads, split_heads
 from edgeprism.models.model import Model
@@ -35,14 +36,15 @@ class Work:
     """One device's part of one request.
 
     ``devices`` are the ranks that take part, in the order of their tokens; ``bounds`` their (start, stop); ``index``
-    says which of them this device is. ``features`` are those of its own tokens; ``mask`` (batch, num_tokens) is
-    everybody's.
+    says which of them this device is. ``calibration`` holds the tables of a codec that needs them. ``features`` are
+    those of its own tokens; ``mask`` (batch, num_tokens) is everybody's.
     """
 
     devices: tuple[int, ...]
     bounds: tuple[tuple[int, int], ...]
     index: int
     codec: CodecSpec
+    calibration: Calibration | None
     features: dict[str, Tensor]
     mask: Tensor | None
     reads: Reads
@@ -119,7 +121,7 @@ class SequenceForward:
         if picked is not None:
             x, y, positions = pick_rows(x, picked), pick_rows(y, picked), self._start + picked
         queries = block.queries(y, positions)
-        keys, values = self._gather(block, own, exchange.wait(self._deadline))
+        keys, values = self._gather(index, own, exchange.wait(self._deadline))
         if self._keeps_cache:
             self.cache.append((keys, values))
         bias = self._bias if picked is None else pick_bias(self._bias, picked)
@@ -141,7 +143,7 @@ class SequenceForward:
         ]
         is_reader = readers is None or self._work.index in readers
         senders = [self._work.devices[i] for i in self._remote] if is_reader else []
-        buffers = self._encode(y if own is None else _side_by_side(own)) if receivers else ()
+        buffers = self._encode(y if own is None else _side_by_side(own), index) if receivers else ()
         exchange = self._transport.start(
             buffers,
             send_to=receivers,
@@ -152,26 +154,28 @@ class SequenceForward:
         )
         return exchange, y, own
 
-    def _encode(self, rows: Tensor) -> tuple[Buffer, ...]:
+    def _encode(self, rows: Tensor, block: int) -> tuple[Buffer, ...]:
         with self._meter.codec():
-            parts = self._codecs[self._work.index].encode(rows)
+            parts = self._codecs[self._work.index].encode(rows, block)
         return self._staging.to_wire(parts, self._meter)
 
-    def _gather(self, block: Block, own: KeysValues, frames: Mapping[int, Frame]) -> tuple[Tensor, Tensor]:
+    def _gather(self, index: int, own: KeysValues, frames: Mapping[int, Frame]) -> tuple[Tensor, Tensor]:
         """Keys and values (batch, heads, keys, head_width) of all visible partitions, in the order of their tokens."""
         if not self._remote:
             self._note_keys([own[0].shape[2]], [self._own_mask])
             return own
-        rows, counts = self._decode(frames)
+        rows, counts = self._decode(frames, index)
         lengths = [row.shape[1] for row in rows]
         num_before = sum(lengths[: self._work.index])
-        keys, values = self._remote_keys_values(block, torch.cat(rows, dim=1) if len(rows) > 1 else rows[0])
+        keys, values = self._remote_keys_values(
+            self._model.blocks[index], torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
+        )
         lengths.insert(self._work.index, own[0].shape[2])
         counts.insert(self._work.index, self._own_mask)
         self._note_keys(lengths, counts)
         return _insert(keys, own[0], num_before), _insert(values, own[1], num_before)
 
-    def _decode(self, frames: Mapping[int, Frame]) -> tuple[list[Tensor], list[Tensor | None]]:
+    def _decode(self, frames: Mapping[int, Frame], block: int) -> tuple[list[Tensor], list[Tensor | None]]:
         """The rows that each other visible partition sent, and what they stand for."""
         rows: list[Tensor] = []
         counts: list[Tensor | None] = []
@@ -179,7 +183,7 @@ class SequenceForward:
             codec = self._codecs[i]
             parts = self._staging.from_wire(frames[self._work.devices[i]], self._meter, codec.layout(self._batch))
             with self._meter.codec():
-                decoded, count = codec.decode(parts)
+                decoded, count = codec.decode(parts, block)
             rows.append(decoded)
             counts.append(count)
         return rows, counts
@@ -215,6 +219,8 @@ class SequenceForward:
             mask=None if self._work.mask is None else self._work.mask[:, start:stop],
             width=2 * width if self._sends_keys else width,
             dtype=self._model.dtype,
+            device=self._model.device,
+            calibration=self._work.calibration,
         )
 
 
