@@ -23,6 +23,10 @@ SHARES_DECIMALS = 6
 """Shares are the same where they agree to so many."""
 LOWER_IS_BETTER = ("perplexity",)
 
+_TEXTS = ("model", "codec", "dtype", "dataset", "split", "metric")
+_COUNTS = ("num_inputs", "num_alone")
+_NUMBERS = ("exact", "value", "low", "high", "relative_bytes")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyRecord:
@@ -58,23 +62,17 @@ class AccuracyRecord:
         if str(CodecSpec.parse(self.codec)) != self.codec:
             raise InputError(f"accuracy record: codec {self.codec!r} is written {CodecSpec.parse(self.codec)}")
         Plan(strategy="sequence", shares=self.shares)  # PlanError for shares that are none
-        for name in ("dtype", "dataset", "split", "metric"):
-            if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise InputError(f"accuracy record: {name} must be a text, not {getattr(self, name)!r}")
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
-        if type(self.num_inputs) is not int or type(self.num_alone) is not int:
-            raise InputError("accuracy record: num_inputs and num_alone must be whole numbers")
+        if empty := [name for name in _TEXTS if not getattr(self, name)]:
+            raise InputError(f"accuracy record: {empty[0]} is empty")
         if self.num_inputs < 1 or not 0 <= self.num_alone <= self.num_inputs:
             raise InputError(f"accuracy record: {self.num_alone} of {self.num_inputs} inputs cannot be")
-        for name in ("exact", "value", "low", "high", "relative_bytes"):
-            if not _is_number(getattr(self, name)):
-                raise InputError(f"accuracy record: {name} must be a number, not {getattr(self, name)!r}")
+        for name in _NUMBERS:
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"accuracy record: {name} must be a number, not {getattr(self, name)}")
         if self.low > self.high:
             raise InputError(f"accuracy record: an interval from {self.low:g} to {self.high:g}")
-        if self.agreement is not None and not (_is_number(self.agreement) and 0 <= self.agreement <= 1):
-            raise InputError(f"accuracy record: agreement must lie between 0 and 1, not {self.agreement!r}")
+        if self.agreement is not None and not 0 <= self.agreement <= 1:
+            raise InputError(f"accuracy record: agreement must lie between 0 and 1, not {self.agreement}")
 
     @property
     def num_devices(self) -> int:
@@ -115,9 +113,18 @@ class AccuracyRecord:
         shares = values["shares"]
         if not isinstance(shares, list) or not all(map(_is_number, shares)):
             raise InputError(f"accuracy record: shares must be a list of numbers, not {shares!r}")
-        if not all(isinstance(values[name], str) for name in ("model", "codec")):
-            raise InputError("accuracy record: model and codec must be texts")
-        return cls(**{**values, "shares": tuple(map(float, shares))})
+        for name in _TEXTS:
+            if not isinstance(values[name], str):
+                raise InputError(f"accuracy record: {name} must be a text, not {values[name]!r}")
+        for name in _COUNTS:
+            if type(values[name]) is not int:
+                raise InputError(f"accuracy record: {name} must be a whole number, not {values[name]!r}")
+        numbers = _NUMBERS if values["agreement"] is None else (*_NUMBERS, "agreement")
+        for name in numbers:
+            if not _is_number(values[name]):
+                raise InputError(f"accuracy record: {name} must be a number, not {values[name]!r}")
+        floats = {name: float(values[name]) for name in numbers}
+        return cls(**{**values, **floats, "shares": tuple(map(float, shares))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
