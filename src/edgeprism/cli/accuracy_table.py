@@ -18,7 +18,7 @@ def accuracy_table(records: Sequence[AccuracyRecord]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     alone = [
-        f"{record.codec}: {record.num_alone} of {record.num_inputs} are too short for it; one device answered them"
+        f"{record.codec}: {record.num_alone} of {record.num_inputs} inputs are too short; one device answered those"
         for record in records
         if record.num_alone and record.metric == first.metric
     ]
