@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -131,4 +132,27 @@ def test_imagenet_as_kaggle_has_it(tmp_path: Path) -> None:
         load_dataset("imagenet", data=tmp_path)
     (tmp_path / "LOC_synset_mapping.txt").write_text(f"{SYNSETS[0]} a\nbirds b\n")
     with pytest.raises(InputError, match=r"LOC_synset_mapping.txt, line 2"):
+        load_dataset("imagenet", data=tmp_path)
+
+
+def test_imagenet_with_the_devkit(tmp_path: Path) -> None:
+    """Numbers of the ground truth are explained by meta.mat, whose other synsets are the tree above the thousand."""
+    scipy_io = pytest.importorskip("scipy.io")
+    order = np.random.default_rng(0).permutation(1000)
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    rows = [(number + 1, SYNSETS[place], "thing", 0) for number, place in enumerate(order)]
+    synsets = np.array([*rows, (1001, "n00001740", "entity", 2)], dtype=fields)[:, None]
+    data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    scipy_io.savemat(data / "meta.mat", {"synsets": synsets})
+    for number in (1, 2):
+        picture(tmp_path / "val" / f"ILSVRC2012_val_{number:08d}.JPEG")
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("490\n361\n171\n")
+    dataset = load_dataset("imagenet", data=tmp_path)
+    assert dataset.targets is not None and dataset.targets.tolist() == [order[489], order[360]]
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("490\n1001\n")
+    with pytest.raises(InputError, match=r"ground_truth.txt, line 2: '1001' is no number of a synset"):
+        load_dataset("imagenet", data=tmp_path)
+    (data / "meta.mat").write_bytes(b"no matlab")
+    with pytest.raises(InputError, match=r"meta.mat: no MATLAB file"):
         load_dataset("imagenet", data=tmp_path)

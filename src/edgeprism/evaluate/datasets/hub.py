@@ -16,6 +16,13 @@ from edgeprism.evaluate.datasets.glue import TASKS
 
 Row = Mapping[str, Any]
 
+_GLUE_COLUMNS = {
+    "mrpc": ("sentence1", "sentence2"),
+    "mnli": ("premise", "hypothesis"),
+    "mnli-mm": ("premise", "hypothesis"),
+}
+"""Where the hub calls the texts otherwise than the official files do."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Place:
@@ -107,23 +114,24 @@ def _place(name: str) -> _Place:
 
 def _glue(name: str) -> _Place:
     task = TASKS[name]
+    columns = _GLUE_COLUMNS.get(name, task.columns)
     return _Place(
         repository="nyu-mll/glue",
         config="mnli" if name == "mnli-mm" else name,
         kind="texts",
-        read=lambda row: (tuple(str(row[column]) for column in task.columns), row["label"]),
+        read=lambda row: (tuple(str(row[column]) for column in columns), row["label"]),
         labels=task.labels,
         metrics=task.metrics,
         splits={
             "dev": "validation",
             "dev_matched": "validation_matched",
             "dev_mismatched": "validation_mismatched",
-        },
+        },  # test, test_matched and test_mismatched are called so there too
     )
 
 
 def _cloze(row: Row) -> tuple[Cloze, int]:
     before, _, after = row["question"].partition(BLANK)
     answer = list(row["options"]).index(row["answer"])
-    text = " ".join([*row["sentences"], before])
-    return Cloze(before=text, after=after, candidates=tuple(row["options"]), answer=answer), answer
+    text = " ".join([*row["sentences"], before]).strip()
+    return Cloze(before=text, after=after.strip(), candidates=tuple(row["options"]), answer=answer), answer
