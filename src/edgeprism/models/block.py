@@ -141,7 +141,7 @@ def attend(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     if bias is not None and bias.shape[2] > 1:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=True)
-    # A group's queries as rows of one head: for one row, as in decoding, 1 to 20 times as fast on a CPU as enable_gqa.
+    # A group's queries as rows of one head: in decoding up to 20 times as fast on a CPU as enable_gqa (bfloat16).
     rows = q.unflatten(1, (num_groups, -1)).flatten(2, 3)  # (batch, key_value_heads, group * rows, head_width)
     context = F.scaled_dot_product_attention(rows, k, v, attn_mask=bias, scale=scale)
     grouped: Tensor = context.unflatten(2, (-1, q.shape[2]))
