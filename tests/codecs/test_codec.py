@@ -184,6 +184,20 @@ def test_positions_are_means_of_positions(is_padded: bool) -> None:
     assert plain.positions(5).tolist() == [[5.0, 6.0, 7.0]]
 
 
+def test_positions_need_not_be_indices() -> None:
+    """Given positions are averaged in the same way, for each sample, or for all where there is one row of them."""
+    given = torch.tensor([[4, 0, 2, 9, 1], [0, 0, 0, 1, 2]])
+    mask = torch.tensor([[True, True, False, True, True], [False, False, False, True, True]])
+    for batch in (2, 1):
+        codec = make_codec(CodecSpec.parse("means:L=2"), num_tokens=5, mask=mask, width=4, dtype=torch.float32)
+        expected = [[2.0, 5.0], [0.0, 1.5]] if batch == 2 else [[2.0, 5.0], [0.0, 5.0]]
+        assert torch.allclose(codec.mean_positions(given[:batch]), torch.tensor(expected))
+    codec = make_codec(CodecSpec.parse("means:L=2"), num_tokens=5, mask=None, width=4, dtype=torch.float32)
+    assert torch.allclose(codec.mean_positions(given), torch.tensor([[2.0, 4.0], [0.0, 1.0]]))
+    codec = make_codec(CodecSpec.parse("int8"), num_tokens=5, mask=mask, width=4, dtype=torch.float32)
+    assert codec.mean_positions(given).tolist() == given.tolist()
+
+
 @pytest.mark.parametrize("text", ["means:6", "means:L=6", "kv:means:5.5+int8", "means:L=6+int4"])
 def test_more_than_a_partition_has_is_refused(text: str) -> None:
     """A rate above the partition's tokens, or more means than tokens, is refused before anything is encoded."""

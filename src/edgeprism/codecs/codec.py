@@ -56,6 +56,10 @@ class Codec(ABC):
     def positions(self, start: int) -> Float[Tensor, "one_or_batch rows"]:
         """Mean position of the tokens that each decoded row stands for; the partition begins at token ``start``."""
 
+    @abstractmethod
+    def mean_positions(self, own: Tensor) -> Float[Tensor, "one_or_batch rows"]:
+        """The same where the partition's tokens stand at the positions ``own`` (1 or batch, tokens)."""
+
 
 class PartitionCodec(Codec):
     """Means first (fewer rows), then a packing (fewer bits); either may be absent."""
@@ -78,11 +82,15 @@ class PartitionCodec(Codec):
         return self._pack.layout(batch, self._num_tokens if self._means is None else self._means.num_segments)
 
     def positions(self, start: int) -> Float[Tensor, "one_or_batch rows"]:
-        own = torch.arange(start, start + self._num_tokens, dtype=torch.float32)[None]
+        return self.mean_positions(torch.arange(start, start + self._num_tokens)[None])
+
+    def mean_positions(self, own: Tensor) -> Float[Tensor, "one_or_batch rows"]:
+        own = own.float()
         if self._means is None:
             return own
         counts = self._means.counts
-        return self._means.reduce(own.to(counts.device).expand(counts.shape[0], -1)[..., None])[..., 0]
+        own = own.to(counts.device).expand(max(own.shape[0], counts.shape[0]), -1)
+        return self._means.reduce(own[..., None])[..., 0]
 
 
 def make_codec(

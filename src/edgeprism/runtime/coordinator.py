@@ -257,12 +257,13 @@ class Coordinator:
         bounds = token_bounds(tokens.num_tokens, [plan.shares[device] for device in devices])
         for start, stop in bounds:
             plan.codec.num_rows(stop - start)  # PlanError before anything is sent
-        masks = {} if tokens.mask is None else {"mask": tokens.mask}
-        kind = ("sequence", str(plan.codec), tokens.batch, tokens.num_tokens, tuple(masks), greedy is not None)
+        shared = {"mask": tokens.mask, "all_positions": tokens.positions}
+        everybodys = {name: tensor for name, tensor in shared.items() if tensor is not None}
+        kind = ("sequence", str(plan.codec), tokens.batch, tokens.num_tokens, tuple(everybodys), greedy is not None)
         timeout_s = self._timeout_s(kind, plan, tokens.batch, tokens.num_tokens)
         job = Job(
             kind="sequence",
-            tensors=(*tokens.features, *masks),
+            tensors=(*tokens.features, *everybodys),
             timeout_s=WORKERS_PART * timeout_s,
             devices=devices,
             bounds=bounds,
@@ -272,7 +273,7 @@ class Coordinator:
         )
         return Request(
             job=job,
-            tensors_of=lambda index: {**tokens.features_of(*bounds[index]), **masks},
+            tensors_of=lambda index: {**tokens.features_of(*bounds[index]), **everybodys},
             plan=plan,
             batch=tokens.batch,
             num_tokens=tokens.num_tokens,

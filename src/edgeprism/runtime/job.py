@@ -13,8 +13,8 @@ from torch import Tensor
 
 from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import FrameError, PeerFault
-from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.model import Model
+from edgeprism.models.text import CausalLM
 from edgeprism.runtime.messages import Job
 from edgeprism.runtime.trace import DeviceTrace
 from edgeprism.specs.plan import MAX_DEVICES
@@ -28,6 +28,8 @@ from edgeprism.wire.transport import Transport
 
 WORKERS_PART = 0.8  # of the coordinator's time: workers give up first, so that their word on who failed arrives
 MAX_TOKENS = 2**17  # of a sample; more than any model takes
+EVERYBODYS = ("mask", "all_positions")
+"""Tensors of a `sequence` request that every device gets whole; the others are features of its own tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,15 +150,15 @@ class JobRun:
             raise FrameError("a sequence request does not say what this device has to do")
         _check_bounds(job)
         index = job.devices.index(self._transport.rank)
-        mask = tensors.get("mask")
         work = Work(
             devices=job.devices,
             bounds=job.bounds,
             index=index,
             codec=job.codec,
             calibration=self._calibrations.get(str(job.codec)),
-            features={name: tensor for name, tensor in tensors.items() if name != "mask"},
-            mask=mask,
+            features={name: tensor for name, tensor in tensors.items() if name not in EVERYBODYS},
+            mask=tensors.get("mask"),
+            positions=tensors.get("all_positions"),
             reads=job.reads,
             epoch=self._epoch,
             request=self._request,
@@ -174,9 +176,9 @@ class JobRun:
         part = forward.run()
         if not decodes:
             return part if job.greedy is None else ()
-        assert isinstance(self._model, Gpt2LM) and job.greedy is not None
+        assert isinstance(self._model, CausalLM) and job.greedy is not None
         last_position = work.features["positions"][:, -1:]
-        decoder = GreedyDecoder(self._model, forward.cache, mask, last_position, job.greedy)
+        decoder = GreedyDecoder(self._model, forward.cache, last_position, job.greedy)
         decoder.run(self._model.next_logits(part[0]), emit)
         return ()
 

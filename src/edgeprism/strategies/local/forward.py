@@ -22,6 +22,7 @@ def local_forward(model: Model, tokens: Tokens, *, keeps_cache: bool = False) ->
         features=tokens.features,
         mask=tokens.mask,
         reads=tokens.reads,
+        positions=tokens.positions,
         epoch=0,
         request=0,
     )
