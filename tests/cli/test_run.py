@@ -21,6 +21,7 @@ TEXT_ARCHITECTURES = (
     "DistilBertForMaskedLM",
     "RobertaModel",
     "GPT2LMHeadModel",
+    "LlamaForCausalLM",
     "GPT2Model",
     "GPT2ForSequenceClassification",
 )
@@ -47,8 +48,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "pickled").mkdir()
     (root / "pickled" / "config.json").write_text((root / "ViTModel" / "config.json").read_text())
     torch.save(make("ViTModel").state_dict(), root / "pickled" / "pytorch_model.bin")
-    (root / "llama").mkdir()
-    (root / "llama" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (root / "mistral").mkdir()
+    (root / "mistral" / "config.json").write_text('{"architectures": ["MistralForCausalLM"], "model_type": "mistral"}')
     (root / "not_a_picture.png").write_text("words")
     return root
 
@@ -157,6 +158,7 @@ def test_texts_are_classified_embedded_filled_in_and_continued(root: Path, capsy
         ("BertForSequenceClassification", "classify", "labels"),
         ("RobertaModel", "embed", "embedding"),
         ("GPT2LMHeadModel", "generate", "text"),
+        ("LlamaForCausalLM", "generate", "text"),
     ):
         status, out, _ = run(capsys, root / architecture, *texts, "--json", "--max-new-tokens", 3)
         document = json.loads(out)
@@ -190,7 +192,7 @@ def test_a_text_may_be_longer_than_any_name_of_a_file(root: Path, capsys: pytest
         (("{root}", "red.png"), "has no config.json"),
         (("{root}/no_weights", "{root}/red.png"), "model.safetensors"),
         (("{root}/pickled", "{root}/red.png"), "use_safetensors=False"),
-        (("{root}/llama", "{root}/red.png"), "ViTForImageClassification"),
+        (("{root}/mistral", "{root}/red.png"), "ViTForImageClassification"),
         (("{root}/red.png", "{root}/red.png"), "is no directory"),
         (("{root}/ViTModel", "{root}/not_a_picture.png"), "is not a picture"),
         (("{root}/ViTModel", "{root}"), "is a directory"),
@@ -200,7 +202,6 @@ def test_a_text_may_be_longer_than_any_name_of_a_file(root: Path, capsys: pytest
             ("{root}/ViTModel", "{root}/red.png", "--local-workers", "2", "--plan", "sequence", "--codec", "means:20"),
             "20",
         ),
-        (("{root}/GPT2LMHeadModel", "the cat", "--plan", "sequence", "--codec", "int8"), "use exact"),
         (("{root}/ViTModel", "words for a vision model"), "no such picture"),
         (("{root}/ViTModel", "{root}/red.png", "--codec", "means:0.5"), "at least 1"),
         (("{root}/ViTModel", "{root}/red.png", "--codec", "zip"), "unknown codec"),

@@ -14,7 +14,7 @@ from edgeprism.cli import stream_options
 from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.screen import Screen
 from edgeprism.cli.source import config_directory, tokens_of_pictures
-from edgeprism.errors import InputError, PlanError
+from edgeprism.errors import InputError
 from edgeprism.runtime.cores import divide_cores
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of
@@ -138,8 +138,6 @@ def _check(spec: ModelSpec, directory: Path, plan: str | Plan, codec: CodecSpec,
     if spec.is_vision:
         for given in args.inputs:
             check_image(given)
-    if spec.generates and not codec.is_exact:
-        raise PlanError(f"codec {codec} cannot be used to generate yet; use exact or kv:exact")
     if spec.is_vision and plan == "sequence" and args.cluster is None:
         plan = Plan.even("sequence", args.local_workers, codec)
     num_tokens = (tokens_of_pictures(directory, spec) if spec.resizes_images else None) or spec.fixed_tokens

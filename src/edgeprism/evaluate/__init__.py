@@ -1,0 +1,1 @@
+"""What a lossy codec costs: data sets, metrics, and the comparison with one device."""

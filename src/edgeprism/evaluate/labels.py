@@ -1,0 +1,89 @@
+"""A data set's labels in a model's head: which output stands for which, or one line that says what does not match."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprism.errors import InputError
+from edgeprism.evaluate.dataset import Dataset
+from edgeprism.specs.model import ModelSpec
+
+SHOWN = 5
+
+
+def check_head(dataset: Dataset, spec: ModelSpec) -> None:
+    """InputError unless the model is of the kind that the data set is for."""
+    classifies = "Classification" in spec.architecture
+    fits = {
+        "pictures": (spec.is_vision and classifies, "a model that classifies pictures"),
+        "texts": (not spec.is_vision and classifies, "a model that classifies texts"),
+        "cloze": (spec.generates, "a causal language model"),
+        "stream": (spec.generates, "a causal language model"),
+    }
+    does_fit, needed = fits[dataset.kind]
+    if not does_fit:
+        raise InputError(f"{dataset.name} needs {needed}; {spec.architecture} is none")
+    if dataset.is_regression and spec.num_labels != 1:
+        raise InputError(
+            f"{dataset.name} has values, so a head with one output is needed; this one has {spec.num_labels}"
+        )
+
+
+def head_labels(directory: Path, num_labels: int) -> tuple[str, ...]:
+    """The head's labels by number, from the config.json that ``num_labels`` was read from; LABEL_0 and so on where it
+    has no names."""
+    given = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("id2label")
+    if not isinstance(given, Mapping) or len(given) != num_labels:
+        return tuple(f"LABEL_{number}" for number in range(num_labels))
+    return tuple(str(given.get(str(number), f"LABEL_{number}")) for number in range(num_labels))
+
+
+def match_labels(dataset: Dataset, head: Sequence[str]) -> npt.NDArray[np.int64]:
+    """For each output of the head the number of the data set's label that it stands for, or -1.
+
+    By name (case, blanks, underscores and hyphens aside); else by number, where the head has no names or the data set's
+    labels are none, and where that can be right. InputError names the labels that do not match.
+    """
+    places = {_plain(name): number for number, name in enumerate(head)}
+    numbers = [places.get(_plain(label)) for label in dataset.labels]
+    if None in numbers:
+        by_number = _by_number(dataset, head)
+        if by_number is None:
+            raise InputError(_mismatch(dataset, head, [number is None for number in numbers]))
+        numbers = list(by_number)
+    stands_for = np.full(len(head), -1, dtype=np.int64)
+    stands_for[np.array(numbers, dtype=np.int64)] = np.arange(len(dataset.labels))
+    return stands_for
+
+
+def _by_number(dataset: Dataset, head: Sequence[str]) -> Sequence[int] | None:
+    if all(label.isdecimal() and int(label) < len(head) for label in dataset.labels):
+        return [int(label) for label in dataset.labels]
+    has_no_names = all(re.fullmatch(r"(LABEL_)?\d+", name) for name in head)
+    same_count = len(head) == len(dataset.labels)
+    if same_count and dataset.numbers_are_known and (has_no_names or dataset.name == "imagenet"):
+        return range(len(head))
+    return None
+
+
+def _mismatch(dataset: Dataset, head: Sequence[str], is_missing: Sequence[bool]) -> str:
+    missing = [label for label, missing in zip(dataset.labels, is_missing, strict=True) if missing]
+    return (
+        f"the labels of {dataset.name} do not match the model's head: it has no {_shown(missing)}; "
+        f"its {len(head)} labels are {_shown(head)}"
+    )
+
+
+def _shown(labels: Sequence[str]) -> str:
+    more = len(labels) - SHOWN
+    return ", ".join(labels[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _plain(label: str) -> str:
+    return re.sub(r"[\s_-]+", " ", label.strip().casefold())
