@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from edgeprism.cli.main import main
+from edgeprism.wire.keys import KeyPair
 from tests.families import expected, make
 
 WORDS = "[PAD] [UNK] [MASK] [EOS] a the cat dog mat sat on went home again today".split()  # noqa: SIM905
@@ -51,6 +52,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "mistral").mkdir()
     (root / "mistral" / "config.json").write_text('{"architectures": ["MistralForCausalLM"], "model_type": "mistral"}')
     (root / "not_a_picture.png").write_text("words")
+    (root / "unquoted.toml").write_text("[coordinator]\npublic_key = rq:rM>\n")
+    key = KeyPair.generate().public
+    members = f'name = "laptop"\npublic_key = "{key}"\n[[device]]\nname = "pi"\naddress = "127.0.0.1:9"\n'
+    (root / "keyless.toml").write_text(f"[coordinator]\n{members}")
     return root
 
 
@@ -195,7 +200,11 @@ def test_a_text_may_be_longer_than_any_name_of_a_file(root: Path, capsys: pytest
         (("{root}/mistral", "{root}/red.png"), "ViTForImageClassification"),
         (("{root}/red.png", "{root}/red.png"), "is no directory"),
         (("{root}/ViTModel", "{root}/not_a_picture.png"), "is not a picture"),
-        (("{root}/ViTModel", "{root}"), "is a directory"),
+        (("{root}/ViTModel", "{root}"), "or the directory with --stream"),
+        (("{root}/GPT2LMHeadModel", "{root}/red.png"), "is a picture, and this model takes texts: GPT2LMHeadModel"),
+        (("{root}/ViTModel", "{root}/red.png", "--cluster", "{root}/nosuch.toml"), "no cluster file"),
+        (("{root}/ViTModel", "{root}/red.png", "--cluster", "{root}/unquoted.toml"), "keys in single ones"),
+        (("{root}/ViTModel", "{root}/red.png", "--cluster", "{root}/keyless.toml"), "no key file"),
         (("{root}/ViTModel", ""), "an empty name"),
         (("{root}/ViTModel", "no name of a file is as long as this " * 9), "no such picture"),
         (
@@ -205,7 +214,7 @@ def test_a_text_may_be_longer_than_any_name_of_a_file(root: Path, capsys: pytest
         (("{root}/ViTModel", "words for a vision model"), "no such picture"),
         (("{root}/ViTModel", "{root}/red.png", "--codec", "means:0.5"), "at least 1"),
         (("{root}/ViTModel", "{root}/red.png", "--codec", "zip"), "unknown codec"),
-        (("{root}/ViTModel", "{root}/red.png", "--plan", "magic"), "unknown strategy"),
+        (("{root}/ViTModel", "{root}/red.png", "--plan", "magic"), "local, replica, sequence or auto"),
         (("{root}/ViTModel", "{root}/red.png", "--plan", "pipeline"), "not built yet"),
         (("{root}/ViTModel", "{root}/red.png", "--dtype", "int3"), "int3"),
         (("{root}/ViTModel", "{root}/red.png", "--device", "abacus"), "abacus"),

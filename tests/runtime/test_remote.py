@@ -21,6 +21,7 @@ import edgeprism
 from edgeprism.cli.main import main
 from edgeprism.errors import InputError, PeerError
 from edgeprism.models.manifest import fingerprint
+from edgeprism.runtime import remote
 from edgeprism.runtime.cluster_file import ClusterFile
 from edgeprism.runtime.remote import find_model
 from edgeprism.wire.key_file import read_key_file
@@ -149,6 +150,36 @@ def test_a_cluster_of_workers_through_restarts_and_coordinators(bench: Bench) ->
         assert status == 0
         assert "Traceback" not in said
         assert "device 0 is gone" in said
+
+
+@pytest.mark.processes
+def test_a_run_with_another_file_shuts_nobody_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers go on; the coordinator's file changes, and changes back: with the right file all are used each time,
+    though one worker was told of a change that the other never heard of."""
+    monkeypatch.setattr(remote, "CONNECT_TIMEOUT_S", 1.0)
+    bench.start(1)
+    bench.start(2)
+    right = bench.file.read_text()
+    head, first, second = right.split("[[device]]")
+    changes = {
+        "without pi1": ("[[device]]".join((head, second)), 2),
+        "without pi2": ("[[device]]".join((head, first)), 2),
+        "another key for pi1": (right.replace(bench.key("pi1").public, bench.key("stranger").public), 2),
+        "another address of pi1": (right.replace(str(bench.ports[0]), str(free_ports(1)[0])), 2),
+        "pi2 first": ("[[device]]".join((head, second, first)), 3),
+    }
+    inputs = example(ARCHITECTURE)
+    wanted = expected(bench.model, inputs)
+    for change, (text, num_used) in {"none": (right, 3), **changes}.items():
+        for now, count in {text: num_used, right: 3}.items():
+            bench.file.write_text(now)
+            with (
+                edgeprism.Cluster.from_file(bench.file) as cluster,
+                edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan="sequence") as engine,
+            ):
+                assert difference(engine(**inputs), wanted, inputs) <= 1e-4
+                assert engine.last_trace is not None
+                assert len(engine.last_trace.devices) == count, (change, engine.last_trace.left_out)
 
 
 @pytest.mark.processes
