@@ -16,8 +16,8 @@ from edgeprism.evaluate.metrics import Answers
 from edgeprism.evaluate.task import Batch, Task, of_equal_length
 from edgeprism.specs.model import ModelSpec
 
-MAX_LOGITS = 2**27
-"""In one batch: 512 MB in float32."""
+MAX_LOGITS = 2**26
+"""In one batch: 256 MB in float32."""
 
 
 def losses_of(logits: Tensor, ids: Tensor) -> Tensor:
