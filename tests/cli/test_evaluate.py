@@ -138,6 +138,16 @@ def test_the_table(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert AccuracyFile.read(file).records[0].num_devices == 3
 
 
+def test_another_dtype_is_another_measurement(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both stand in the file; a second run of the same replaces its own."""
+    words = (root / "vit", "--dataset", "cifar10", "--limit", 6, "--codec", "kv:int8")
+    for dtype in ("float32", "bfloat16", "bfloat16"):
+        (record,) = results(capsys, *words, "--dtype", dtype)
+        assert record["dtype"] == dtype and record["relative_bytes"] == 2 * 68 / 256
+    records = AccuracyFile.read(tmp_path / "cache" / "accuracy.json").records
+    assert [record.dtype for record in records] == ["float32", "bfloat16"]
+
+
 def test_batches_change_no_answer(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Texts of different length are never padded, which would move the borders of partitions."""
     words = (root / "bert", "--dataset", "sst2", "--codec", "means:L=1", "--devices", 2)
