@@ -269,7 +269,7 @@ def evaluation(document: dict[str, Any]) -> list[Row]:
             met=same["met"],
         ),
         Row(
-            what=f"`edgeprism evaluate`, {settings['pictures_timed']} CIFAR-10 pictures, one codec, the demo model, 2 cores",
+            what=f"`edgeprism evaluate`, {settings['pictures_timed']} pictures, one codec, demo model, 2 cores",
             reach=f"≤ {seconds['at_most']:.0f} s",
             measured=f"{seconds['measured']:.0f} s",
             met=seconds["met"],
