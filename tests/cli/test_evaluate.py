@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import ViTImageProcessorPil
 import edgeprism
 from edgeprism.cli.evaluate import predict_with
 from edgeprism.cli.main import main
+from edgeprism.errors import EdgeprismError
 from edgeprism.evaluate.datasets.cifar import CIFAR10
 from edgeprism.models.manifest import fingerprint
 from edgeprism.specs.accuracy import AccuracyFile
@@ -274,3 +277,20 @@ def test_one_process_answers_as_real_workers(root: Path) -> None:
     assert (logits[0] - logits[1]).abs().max() < 1e-4
     alone = expected(make("ViTForImageClassification", num_labels=10), {"pixel_values": pixels})["logits"]
     assert (logits[0] - alone).abs().max() > 1e-2, "the codec was at work"
+
+
+@pytest.mark.processes
+def test_an_answer_by_another_plan_is_not_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device is gone the engine finishes alone, exactly; counted as the codec's that would be too good."""
+    monkeypatch.setattr("edgeprism.cli.evaluate.PAUSE_S", 0.0)
+    plan = Plan.even("sequence", 2, CodecSpec.parse("means:L=1"))
+    pixels = torch.randn(2, 3, 32, 32)
+    with (
+        edgeprism.Cluster.spawn(2, share_cores=True) as cluster,
+        edgeprism.load(str(root / "vit"), cluster=cluster) as engine,
+    ):
+        predict = predict_with(engine, plan)
+        predict(pixel_values=pixels)
+        os.kill(cluster.pids[0], signal.SIGKILL)
+        with pytest.raises(EdgeprismError, match="2 devices of this process did not answer together: device 1"):
+            predict(pixel_values=pixels)
