@@ -8,6 +8,7 @@ passes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -30,6 +31,17 @@ _GENERAL = {
 }
 _IMAGE = {**_GENERAL, "image_size": IMAGE_PX, "patch_size": PATCH_PX}
 _TEXT = {**_GENERAL, "vocab_size": VOCABULARY, "max_position_embeddings": 40, "type_vocab_size": 2, "pad_token_id": 0}
+# Two heads of queries share one of keys and values. A small base turns even the slowest pair by a visible angle.
+_ROTARY = {
+    **_GENERAL,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 40,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+    "bos_token_id": 2,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
 _CONFIGS: dict[str, dict[str, Any]] = {
     "ViT": _IMAGE,
     "DeiT": _IMAGE,
@@ -60,8 +72,10 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "eos_token_id": 2,
         "pad_token_id": 3,
     },
+    "Llama": _ROTARY,
+    "Qwen2": {**_ROTARY, "tie_word_embeddings": True},
 }
-TEXT_FAMILIES = ("Bert", "Roberta", "DistilBert", "GPT2")
+TEXT_FAMILIES = ("Bert", "Roberta", "DistilBert", "GPT2", "Llama", "Qwen2")
 
 
 def family_of(architecture: str) -> str:
@@ -77,7 +91,7 @@ def is_text(architecture: str) -> bool:
 def make(architecture: str, *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model of ``architecture`` in evaluation mode, float32; ``changes`` go into its config."""
     family = family_of(architecture)
-    config = getattr(transformers, f"{family}Config")(**{**_CONFIGS[family], **changes})
+    config = getattr(transformers, f"{family}Config")(**deepcopy({**_CONFIGS[family], **changes}))
     config.architectures = [architecture]
     torch.manual_seed(seed)
     model: PreTrainedModel = getattr(transformers, architecture)(config)

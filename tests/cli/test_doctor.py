@@ -137,8 +137,8 @@ def test_each_trouble_is_told_apart_within_seconds(bench: Bench, capsys: pytest.
     assert abs(works["wall clock"]["measured"]["clock_ahead_s"]) < 0.5  # it is the same clock
     assert f"edgeprism {edgeprism.__version__}, Python 3." in works["versions"]["value"]
     for name, value, advice in (
-        ("absent", "nothing listens on port 9", f"--key absent.secret --coordinator '{bench.key('laptop')}'"),
-        ("foreign", "refuses this device's key", f"--key foreign.secret --coordinator '{bench.key('laptop')}'"),
+        ("absent", "nothing listens on port 9", f"--key absent.secret --coordinator='{bench.key('laptop')}'"),
+        ("foreign", "refuses this device's key", f"--key foreign.secret --coordinator='{bench.key('laptop')}'"),
         ("mistaken", "another key than expected", "compare public_key of mistaken"),
     ):
         assert [key for key in checks if key[0] == name] == [(name, "address"), (name, "connection")]

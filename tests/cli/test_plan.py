@@ -175,13 +175,13 @@ def test_bad_options_get_one_line(
 def test_bad_models_get_one_line(models: Path) -> None:
     """A missing directory, one without config.json, a file, and another architecture are told apart."""
     (models / "empty").mkdir()
-    (models / "llama").mkdir()
-    (models / "llama" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
+    (models / "mistral").mkdir()
+    (models / "mistral" / "config.json").write_text('{"architectures": ["MistralForCausalLM"]}', encoding="utf-8")
     for source, message in (
         ("absent", "is no directory"),
         ("empty", r"has no config\.json"),
         ("vit/config.json", "is no directory"),
-        ("llama", "LlamaForCausalLM"),
+        ("mistral", "MistralForCausalLM"),
     ):
         with pytest.raises(InputError, match=message):
             run_plan(str(models / source))

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from edgeprism.cli.main import main
+from edgeprism.wire.keys import KeyPair
 from tests.families import expected, make
 
 WORDS = "[PAD] [UNK] [MASK] [EOS] a the cat dog mat sat on went home again today".split()  # noqa: SIM905
@@ -21,6 +22,7 @@ TEXT_ARCHITECTURES = (
     "DistilBertForMaskedLM",
     "RobertaModel",
     "GPT2LMHeadModel",
+    "LlamaForCausalLM",
     "GPT2Model",
     "GPT2ForSequenceClassification",
 )
@@ -47,9 +49,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "pickled").mkdir()
     (root / "pickled" / "config.json").write_text((root / "ViTModel" / "config.json").read_text())
     torch.save(make("ViTModel").state_dict(), root / "pickled" / "pytorch_model.bin")
-    (root / "llama").mkdir()
-    (root / "llama" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (root / "mistral").mkdir()
+    (root / "mistral" / "config.json").write_text('{"architectures": ["MistralForCausalLM"], "model_type": "mistral"}')
     (root / "not_a_picture.png").write_text("words")
+    (root / "unquoted.toml").write_text("[coordinator]\npublic_key = rq:rM>\n")
+    key = KeyPair.generate().public
+    members = f'name = "laptop"\npublic_key = "{key}"\n[[device]]\nname = "pi"\naddress = "127.0.0.1:9"\n'
+    (root / "keyless.toml").write_text(f"[coordinator]\n{members}")
     return root
 
 
@@ -157,6 +163,7 @@ def test_texts_are_classified_embedded_filled_in_and_continued(root: Path, capsy
         ("BertForSequenceClassification", "classify", "labels"),
         ("RobertaModel", "embed", "embedding"),
         ("GPT2LMHeadModel", "generate", "text"),
+        ("LlamaForCausalLM", "generate", "text"),
     ):
         status, out, _ = run(capsys, root / architecture, *texts, "--json", "--max-new-tokens", 3)
         document = json.loads(out)
@@ -190,21 +197,24 @@ def test_a_text_may_be_longer_than_any_name_of_a_file(root: Path, capsys: pytest
         (("{root}", "red.png"), "has no config.json"),
         (("{root}/no_weights", "{root}/red.png"), "model.safetensors"),
         (("{root}/pickled", "{root}/red.png"), "use_safetensors=False"),
-        (("{root}/llama", "{root}/red.png"), "ViTForImageClassification"),
+        (("{root}/mistral", "{root}/red.png"), "ViTForImageClassification"),
         (("{root}/red.png", "{root}/red.png"), "is no directory"),
         (("{root}/ViTModel", "{root}/not_a_picture.png"), "is not a picture"),
-        (("{root}/ViTModel", "{root}"), "is a directory"),
+        (("{root}/ViTModel", "{root}"), "or the directory with --stream"),
+        (("{root}/GPT2LMHeadModel", "{root}/red.png"), "is a picture, and this model takes texts: GPT2LMHeadModel"),
+        (("{root}/ViTModel", "{root}/red.png", "--cluster", "{root}/nosuch.toml"), "no cluster file"),
+        (("{root}/ViTModel", "{root}/red.png", "--cluster", "{root}/unquoted.toml"), "keys in single ones"),
+        (("{root}/ViTModel", "{root}/red.png", "--cluster", "{root}/keyless.toml"), "no key file"),
         (("{root}/ViTModel", ""), "an empty name"),
         (("{root}/ViTModel", "no name of a file is as long as this " * 9), "no such picture"),
         (
             ("{root}/ViTModel", "{root}/red.png", "--local-workers", "2", "--plan", "sequence", "--codec", "means:20"),
             "20",
         ),
-        (("{root}/GPT2LMHeadModel", "the cat", "--plan", "sequence", "--codec", "int8"), "use exact"),
         (("{root}/ViTModel", "words for a vision model"), "no such picture"),
         (("{root}/ViTModel", "{root}/red.png", "--codec", "means:0.5"), "at least 1"),
         (("{root}/ViTModel", "{root}/red.png", "--codec", "zip"), "unknown codec"),
-        (("{root}/ViTModel", "{root}/red.png", "--plan", "magic"), "unknown strategy"),
+        (("{root}/ViTModel", "{root}/red.png", "--plan", "magic"), "local, replica, sequence or auto"),
         (("{root}/ViTModel", "{root}/red.png", "--plan", "pipeline"), "not built yet"),
         (("{root}/ViTModel", "{root}/red.png", "--dtype", "int3"), "int3"),
         (("{root}/ViTModel", "{root}/red.png", "--device", "abacus"), "abacus"),

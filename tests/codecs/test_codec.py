@@ -10,14 +10,17 @@ from torch import Tensor
 
 from edgeprism.codecs.codec import make_codec
 from edgeprism.codecs.means import SegmentMeans
-from edgeprism.codecs.pack import Quantised
+from edgeprism.codecs.quantise import Quantised
 from edgeprism.codecs.segments import segment_bounds
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.errors import PlanError
 from edgeprism.specs.codec import CodecSpec
+from tests.codecs.calibrated import codec_of
 
 SPECS = ["exact", "int8", "int4", "means:3", "means:L=2", "means:2+int8", "means:L=3+int4"]
+SPECS += ["rot+int8", "rot+int4", "rot+int3", "rot+int2", "rot+int1", "pq:3", "means:2+pq:4"]
 SPECS += [f"kv:{spec}" for spec in SPECS]
+SPECS += ["delta+int4", "delta+rot+int3", "means:2+delta+rot+int2", "delta+pq:4"]
 
 
 def rows_of(*shape: int, seed: int = 0) -> Tensor:
@@ -35,8 +38,8 @@ def test_what_travels_is_what_was_counted(text: str, is_padded: bool, dtype: tor
     """`layout` is the dtype and shape of what `encode` gives, and its bytes are those of `payload_bytes`."""
     spec, batch, num_tokens = CodecSpec.parse(text), 3, 7
     mask = torch.arange(num_tokens) < torch.tensor([[7], [0], [4]]) if is_padded else None
-    codec = make_codec(spec, num_tokens=num_tokens, mask=mask, width=width, dtype=dtype)
-    parts = codec.encode(rows_of(batch, num_tokens, width).to(dtype))
+    codec = codec_of(text, num_tokens, width, mask, dtype)
+    parts = codec.encode(rows_of(batch, num_tokens, width).to(dtype), 0)
     assert codec.layout(batch) == tuple((part.dtype, tuple(part.shape)) for part in parts)
     assert all(part.is_contiguous() for part in parts)
     counted = payload_bytes(
@@ -51,8 +54,8 @@ def test_decoded_rows_and_counts(text: str, is_padded: bool) -> None:
     """Decoded rows have the dtype of the model; the counts of each sample add up to its real tokens."""
     spec, lengths = CodecSpec.parse(text), torch.tensor([[7], [0], [4]])
     mask = torch.arange(7) < lengths if is_padded else None
-    codec = make_codec(spec, num_tokens=7, mask=mask, width=10, dtype=torch.bfloat16)
-    decoded, counts = codec.decode(codec.encode(rows_of(3, 7, 10).bfloat16()))
+    codec = codec_of(text, 7, 10, mask, torch.bfloat16)
+    decoded, counts = codec.decode(codec.encode(rows_of(3, 7, 10).bfloat16(), 0), 0)
     assert decoded.dtype == torch.bfloat16 and decoded.shape == (3, spec.num_rows(7), 10)
     if is_padded:
         assert counts is not None and counts.sum(-1).tolist() == [7, 0, 4]
@@ -67,7 +70,7 @@ def test_exact_is_exact() -> None:
     rows = rows_of(2, 5, 6)
     for text in ("exact", "kv:exact", "means:1", "means:L=5"):
         codec = make_codec(CodecSpec.parse(text), num_tokens=5, mask=None, width=6, dtype=torch.float32)
-        assert torch.equal(codec.decode(codec.encode(rows))[0], rows)
+        assert torch.equal(codec.decode(codec.encode(rows, 0), 0)[0], rows)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -80,8 +83,8 @@ def test_quantised_elements_are_off_by_half_a_scale(
     width = num_groups * group_width
     rows = rows_of(2, 3, width, seed=seed % 2**31) * 2.0**exponent
     pack = Quantised(bits=bits, num_groups=num_groups, width=width, dtype=torch.float32)
-    parts = pack.pack(rows)
-    groups, back = (value.reshape(2, 3, num_groups, group_width) for value in (rows, pack.unpack(parts)))
+    parts = pack.pack(rows, 0)
+    groups, back = (value.reshape(2, 3, num_groups, group_width) for value in (rows, pack.unpack(parts, 0)))
     scale = groups.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
     assert torch.allclose(parts[1], scale[..., 0], rtol=1e-6, atol=0)
     assert bool(((groups - back).abs() <= scale * 0.5001).all())
@@ -96,10 +99,10 @@ def test_rows_of_zeros_stay_zeros(bits: int, dtype: torch.dtype) -> None:
     rows = torch.zeros(1, 3, 5, dtype=dtype)
     rows[0, 1] = 1
     pack = Quantised(bits=bits, num_groups=1, width=5, dtype=dtype)
-    back = pack.unpack(pack.pack(rows))
+    back = pack.unpack(pack.pack(rows, 0), 0)
     assert torch.equal(back, rows)
     tiny = torch.full((1, 1, 5), 1e-40)
-    assert torch.isfinite(pack.unpack(pack.pack(tiny))).all()
+    assert torch.isfinite(pack.unpack(pack.pack(tiny, 0), 0)).all()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -109,14 +112,14 @@ def test_every_code_survives(bits: int) -> None:
     codes = torch.arange(-top, top + 1).float()
     for values in (codes, torch.cat([codes, codes[-1:]])):
         pack = Quantised(bits=bits, num_groups=1, width=len(values), dtype=torch.float32)
-        assert torch.equal(pack.unpack(pack.pack(values[None, None]))[0, 0], values)
+        assert torch.equal(pack.unpack(pack.pack(values[None, None], 0), 0)[0, 0], values)
 
 
 def test_keys_and_values_have_a_scale_each() -> None:
     """Small values beside large keys keep their precision."""
     keys, values = torch.full((1, 1, 8), 1000.0), torch.linspace(-1, 1, 8)[None, None]
     codec = make_codec(CodecSpec.parse("kv:int8"), num_tokens=1, mask=None, width=16, dtype=torch.float32)
-    decoded, _ = codec.decode(codec.encode(torch.cat([keys, values], dim=-1)))
+    decoded, _ = codec.decode(codec.encode(torch.cat([keys, values], dim=-1), 0), 0)
     assert (decoded[..., 8:] - values).abs().max() <= 0.51 / 127
 
 
@@ -179,6 +182,20 @@ def test_positions_are_means_of_positions(is_padded: bool) -> None:
         assert torch.allclose(positions[1], torch.tensor([11.5, 13.0]))
     plain = make_codec(CodecSpec.parse("int8"), num_tokens=3, mask=None, width=4, dtype=torch.float32)
     assert plain.positions(5).tolist() == [[5.0, 6.0, 7.0]]
+
+
+def test_positions_need_not_be_indices() -> None:
+    """Given positions are averaged in the same way, for each sample, or for all where there is one row of them."""
+    given = torch.tensor([[4, 0, 2, 9, 1], [0, 0, 0, 1, 2]])
+    mask = torch.tensor([[True, True, False, True, True], [False, False, False, True, True]])
+    for batch in (2, 1):
+        codec = make_codec(CodecSpec.parse("means:L=2"), num_tokens=5, mask=mask, width=4, dtype=torch.float32)
+        expected = [[2.0, 5.0], [0.0, 1.5]] if batch == 2 else [[2.0, 5.0], [0.0, 5.0]]
+        assert torch.allclose(codec.mean_positions(given[:batch]), torch.tensor(expected))
+    codec = make_codec(CodecSpec.parse("means:L=2"), num_tokens=5, mask=None, width=4, dtype=torch.float32)
+    assert torch.allclose(codec.mean_positions(given), torch.tensor([[2.0, 4.0], [0.0, 1.0]]))
+    codec = make_codec(CodecSpec.parse("int8"), num_tokens=5, mask=mask, width=4, dtype=torch.float32)
+    assert codec.mean_positions(given).tolist() == given.tolist()
 
 
 @pytest.mark.parametrize("text", ["means:6", "means:L=6", "kv:means:5.5+int8", "means:L=6+int4"])

@@ -26,6 +26,15 @@ from edgeprism.specs.codec import CodecSpec
         ("kv:int4", 1536, 98 * (768 + 2 * 4)),
         ("kv:int4", 14, 98 * (2 * 4 + 2 * 4)),
         ("kv:means:L=10", 1536, 10 * 1536 * 4),
+        ("rot+int4", 768, 98 * (384 + 4)),
+        ("delta+rot+int4", 768, 98 * 384),
+        ("delta+rot+int3", 768, 98 * 288),
+        ("delta+int4", 768, 98 * (384 + 4)),
+        ("rot+int2", 768, 98 * (192 + 4)),
+        ("rot+int1", 7, 98 * (1 + 4)),
+        ("pq:16", 768, 98 * 48),
+        ("kv:pq:16", 1536, 98 * 96),
+        ("means:9.9+delta+pq:5", 768, 10 * 154),
     ],
 )
 def test_bytes_of_98_tokens(codec: str, width: int, num_bytes: int) -> None:
@@ -50,7 +59,9 @@ def test_no_tokens_no_bytes() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @settings(deadline=None)
 @given(
-    codec=st.sampled_from(["exact", "int8", "int4", "means:3", "means:L=2+int4", "kv:int4", "kv:int8", "kv:means:2.5"]),
+    codec=st.sampled_from(
+        ["exact", "int8", "int4", "means:3", "means:L=2+int4", "kv:int4", "rot+int3", "kv:rot+int2", "kv:means:2.5"]
+    ),
     num_tokens=st.integers(3, 40),
     half_width=st.integers(1, 20),
     batch=st.integers(1, 4),
@@ -62,7 +73,7 @@ def test_counts_what_the_codec_sends(dtype: str, codec: str, num_tokens: int, ha
 
     spec, width = CodecSpec.parse(codec), 2 * half_width
     made = make_codec(spec, num_tokens=num_tokens, mask=None, width=width, dtype=getattr(torch, dtype))
-    parts = made.encode(torch.ones(batch, num_tokens, width, dtype=getattr(torch, dtype)))
+    parts = made.encode(torch.ones(batch, num_tokens, width, dtype=getattr(torch, dtype)), 0)
     element_bytes = {"float32": 4, "bfloat16": 2}[dtype]
     assert sum(part.numel() * part.element_size() for part in parts) == payload_bytes(
         spec, num_tokens=num_tokens, width=width, batch=batch, element_bytes=element_bytes

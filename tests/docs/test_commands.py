@@ -50,6 +50,17 @@ def test_commands_of_the_pages_are_accepted(page: str, command: str) -> None:
     parse(shlex.split(command, comments=True)[1:])
 
 
+@pytest.mark.parametrize(("page", "command"), [pair for pair in commands() if " run " in pair[1]])
+def test_the_model_of_a_command_is_one_that_the_reader_has(page: str, command: str) -> None:
+    """$MODEL, of which the page says what it is, a hub id, or a whole path; not the bare name of a directory."""
+    model = parse(shlex.split(command, comments=True)[1:]).model
+    if model == "$MODEL":
+        text = (ROOT / page if page == "README.md" else HOW_TO / page).read_text(encoding="utf-8")
+        assert "MODEL=~/.cache/edgeprism/models/vit-s14-cifar10" in text
+    else:
+        assert model == "gpt2" or model.startswith(("%h/", "google/"))
+
+
 def test_an_option_that_does_not_exist_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     """The check itself tells a good line from a bad one."""
     with pytest.raises(AssertionError, match="--loud"):

@@ -27,7 +27,7 @@ def test_adaptor(architecture: str) -> None:
     assert model.spec.architecture == architecture
     assert len(model.blocks) == model.spec.num_layers == 3
     assert model.dtype == torch.float32
-    assert model.is_causal == model.spec.is_causal == (family_of(architecture) == "GPT2")
+    assert model.is_causal == model.spec.is_causal == (family_of(architecture) in ("GPT2", "Llama", "Qwen2"))
     inputs = example(architecture)
     tokens = model.tokens(inputs)
     assert tokens.batch == 3 and tokens.mask is None

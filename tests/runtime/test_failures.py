@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -168,6 +169,43 @@ def test_text_goes_on_when_the_decoding_device_dies(cluster: edgeprism.Cluster, 
         assert elapsed_s < 3 * undisturbed_s + 5
         assert engine.last_trace is not None
         assert any("device 2" in failure for failure in engine.last_trace.failures)
+
+
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_text_goes_on_exactly_when_the_decoding_device_dies_under_a_lossy_codec(
+    cluster: edgeprism.Cluster, padding: str
+) -> None:
+    """What was decoded with the codec stays; the rest is transformers' own continuation of that, and the trace says
+    where one ends and the other begins."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=256, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, intermediate_size=512,
+        vocab_size=1000, initializer_range=0.3, bos_token_id=0, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    prompt = torch.randint(1, 1000, (2, 24))
+    mask = torch.ones_like(prompt)
+    if padding == "left":
+        mask[1, :9] = 0
+    with edgeprism.load(model, cluster=cluster, plan="sequence", codec="means:4") as engine:
+        started = time.monotonic()
+        lossy = engine.generate(prompt, attention_mask=mask, max_new_tokens=200)
+        undisturbed_s = time.monotonic() - started
+
+        timer = threading.Timer(undisturbed_s / 2, lambda: os.kill(cluster.pids[1], signal.SIGKILL))
+        timer.start()
+        ids = engine.generate(prompt, attention_mask=mask, max_new_tokens=200)
+        assert engine.last_trace is not None
+        failures = engine.last_trace.failures
+
+    assert any("device 2" in failure for failure in failures)
+    said = re.search(r"(\d+) new tokens were decoded with codec means:4, the rest here from exact", failures[-1])
+    assert said is not None
+    length = 24 + int(said[1])
+    assert 24 < length < 224 and torch.equal(ids[:, :length], lossy[:, :length])
+    seen = torch.nn.functional.pad(mask, (0, length - 24), value=1)
+    rest = model.generate(ids[:, :length], attention_mask=seen, max_new_tokens=224 - length, do_sample=False)
+    assert torch.equal(ids, rest) and not torch.equal(ids, lossy)
 
 
 @pytest.mark.parametrize("forks", [False, True])

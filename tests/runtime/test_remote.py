@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from transformers import ViTImageProcessorPil
 
 import edgeprism
 from edgeprism.cli.main import main
 from edgeprism.errors import InputError, PeerError
 from edgeprism.models.manifest import fingerprint
+from edgeprism.runtime import remote
 from edgeprism.runtime.cluster_file import ClusterFile
 from edgeprism.runtime.remote import find_model
 from edgeprism.wire.key_file import read_key_file
@@ -147,6 +150,36 @@ def test_a_cluster_of_workers_through_restarts_and_coordinators(bench: Bench) ->
         assert status == 0
         assert "Traceback" not in said
         assert "device 0 is gone" in said
+
+
+@pytest.mark.processes
+def test_a_run_with_another_file_shuts_nobody_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers go on; the coordinator's file changes, and changes back: with the right file all are used each time,
+    though one worker was told of a change that the other never heard of."""
+    monkeypatch.setattr(remote, "CONNECT_TIMEOUT_S", 1.0)
+    bench.start(1)
+    bench.start(2)
+    right = bench.file.read_text()
+    head, first, second = right.split("[[device]]")
+    changes = {
+        "without pi1": ("[[device]]".join((head, second)), 2),
+        "without pi2": ("[[device]]".join((head, first)), 2),
+        "another key for pi1": (right.replace(bench.key("pi1").public, bench.key("stranger").public), 2),
+        "another address of pi1": (right.replace(str(bench.ports[0]), str(free_ports(1)[0])), 2),
+        "pi2 first": ("[[device]]".join((head, second, first)), 3),
+    }
+    inputs = example(ARCHITECTURE)
+    wanted = expected(bench.model, inputs)
+    for change, (text, num_used) in {"none": (right, 3), **changes}.items():
+        for now, count in {text: num_used, right: 3}.items():
+            bench.file.write_text(now)
+            with (
+                edgeprism.Cluster.from_file(bench.file) as cluster,
+                edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan="sequence") as engine,
+            ):
+                assert difference(engine(**inputs), wanted, inputs) <= 1e-4
+                assert engine.last_trace is not None
+                assert len(engine.last_trace.devices) == count, (change, engine.last_trace.left_out)
 
 
 @pytest.mark.processes
@@ -462,3 +495,21 @@ def test_bad_input_is_one_line(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("edgeprism: ")
     assert says in last
+
+
+@pytest.mark.processes
+def test_run_says_how_weights_travel_and_who_is_absent(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a person waits for is on standard error, each line once; nothing of it is when the device has them."""
+    directory = bench.root / "vit"
+    make("ViTForImageClassification").save_pretrained(directory)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(directory)
+    Image.new("RGB", (32, 32), "red").save(bench.root / "red.png")
+    bench.start(1)
+    arguments = ["run", str(directory), str(bench.root / "red.png"), "--plan", "sequence", "--cluster", str(bench.file)]
+    capsys.readouterr()
+    assert main(arguments) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert sum("device 1 has 0 %" in line for line in said) == 1
+    assert sum("no connection with device 2" in line for line in said) == 1
+    assert main(arguments) == 0
+    assert "%" not in capsys.readouterr().err

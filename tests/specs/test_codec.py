@@ -12,11 +12,16 @@ from edgeprism.errors import PlanError
 from edgeprism.specs.codec import EXACT, CodecSpec
 
 rates = st.floats(min_value=1, max_value=1e9)
+packs = [{"bits": 32}, {"bits": 8}, {"bits": 4}, *({"bits": bits, "is_rotated": True} for bits in (8, 4, 3, 2, 1))]
+packs += [{"bits": 4, "is_delta": True}, {"bits": 2, "is_rotated": True, "is_delta": True}]
+packs += [{"group": 2}, {"group": 64, "is_delta": True}]
 codecs = st.builds(
-    lambda travels, means, bits: CodecSpec(travels=travels, means_rate=means[0], num_means=means[1], bits=bits),
+    lambda travels, means, pack: CodecSpec(
+        travels="rows" if "is_delta" in pack else travels, means_rate=means[0], num_means=means[1], **pack
+    ),
     st.sampled_from(["rows", "keys_values"]),
     st.one_of(st.just((None, None)), st.tuples(rates, st.none()), st.tuples(st.none(), st.integers(1, 10**6))),
-    st.sampled_from([32, 8, 4]),
+    st.sampled_from(packs),
 )
 
 
@@ -33,6 +38,11 @@ codecs = st.builds(
         ("kv:exact", CodecSpec(travels="keys_values")),
         ("kv:int4", CodecSpec(travels="keys_values", bits=4)),
         ("kv:means:9.9", CodecSpec(travels="keys_values", means_rate=9.9)),
+        ("rot+int3", CodecSpec(is_rotated=True, bits=3)),
+        ("kv:rot+int2", CodecSpec(travels="keys_values", is_rotated=True, bits=2)),
+        ("delta+rot+int1", CodecSpec(is_delta=True, is_rotated=True, bits=1)),
+        ("pq:16", CodecSpec(group=16)),
+        ("means:4+delta+pq:8", CodecSpec(means_rate=4.0, is_delta=True, group=8)),
     ],
 )
 def test_every_form_is_read_and_written(text: str, spec: CodecSpec) -> None:
@@ -52,7 +62,20 @@ def test_canonical_text_loses_nothing(spec: CodecSpec) -> None:
     "text",
     [
         *("", "means", "means:", "means:L=", "means:-1", "means:nan", "means:٣", "means:" + "9" * 200, "means:4+exact"),
-        *("int3", "int16", "exact+int8", "int8+means:4", "kv:", "kv:kv:int8", "EXACT"),
+        *(
+            "int16",
+            "rot",
+            "delta",
+            "delta+means:4+int8",
+            "rot+pq:4",
+            "rot+delta+int4",
+            "pq:",
+            "exact+int8",
+            "int8+means:4",
+            "kv:",
+            "kv:kv:int8",
+            "EXACT",
+        ),
     ],
 )
 def test_other_texts_are_refused_with_the_forms(text: str) -> None:
@@ -66,6 +89,22 @@ def test_other_texts_are_refused_with_the_forms(text: str) -> None:
 def test_arbitrary_text_raises_nothing_else(text: str) -> None:
     """Whatever is typed, the only error is PlanError."""
     with suppress(PlanError):
+        CodecSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("int3", "use rot\\+int3"),
+        ("kv:int1", "use rot\\+int1"),
+        ("pq:1", "2 to 64"),
+        ("pq:65", "2 to 64"),
+        ("kv:delta+rot+int4", "without kv:"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused(text: str, says: str) -> None:
+    """With the form to use instead."""
+    with pytest.raises(PlanError, match=says):
         CodecSpec.parse(text)
 
 

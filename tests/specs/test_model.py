@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgeprism.errors import InputError, ModelFilesError, PlanError, UnsupportedModel
 from edgeprism.specs.model import SUPPORTED_ARCHITECTURES, ModelSpec, element_bytes_of
-from tests.specs.configs import BERT_BASE, GPT2, VIT_BASE
+from tests.specs.configs import BERT_BASE, GPT2, QWEN2, SMOLLM2, VIT_BASE
 
 
 def test_vit_base() -> None:
@@ -43,6 +43,18 @@ def test_gpt2_names() -> None:
     assert spec.is_causal
     assert ModelSpec.from_config({**GPT2, "n_inner": 100}).intermediate_size == 100
     assert ModelSpec.from_config({**GPT2, "n_inner": None}).intermediate_size == 3072
+
+
+def test_llama_like_decoders_share_keys() -> None:
+    """SmolLM2-135M has 3 heads of keys for its 9 of queries, Qwen2-0.5B 2 for 14; each is 64 wide."""
+    smol, qwen = ModelSpec.from_config(SMOLLM2), ModelSpec.from_config(QWEN2)
+    assert (smol.hidden_size, smol.num_heads, smol.key_value_width, smol.max_tokens) == (576, 9, 192, 8192)
+    assert (qwen.hidden_size, qwen.num_heads, qwen.key_value_width, qwen.max_tokens) == (896, 14, 128, 131072)
+    assert smol.mlp_matrices == qwen.mlp_matrices == 3
+    assert smol.is_causal and smol.generates and qwen.generates
+    assert not ModelSpec.from_config({**SMOLLM2, "architectures": ["LlamaModel"]}).generates
+    as_many = ModelSpec.from_config({**SMOLLM2, "num_key_value_heads": None})
+    assert as_many.key_value_width == 576
 
 
 def test_distilbert_names() -> None:
@@ -91,7 +103,7 @@ def test_defaults_are_those_of_transformers(architecture: str) -> None:
     assert spec == ModelSpec.from_config({**json.loads(config.to_json_string()), "architectures": [architecture]})
 
 
-@pytest.mark.parametrize("config", [VIT_BASE, BERT_BASE, GPT2])
+@pytest.mark.parametrize("config", [VIT_BASE, BERT_BASE, GPT2, SMOLLM2])
 def test_json_round_trip(config: dict[str, Any]) -> None:
     """A spec read from the text of its JSON is the same spec."""
     spec = ModelSpec.from_config(config)
@@ -110,13 +122,22 @@ def test_json_of_another_version_or_shape_is_refused() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, r"'LlamaForCausalLM' is not supported; supported: .*ViTModel"),
+        ({"architectures": ["MistralForCausalLM"]}, r"'MistralForCausalLM' is not supported; supported: .*ViTModel"),
         ({"architectures": []}, "names no architecture"),
         ({}, "names no architecture"),
         ({"architectures": [3]}, "3 is not supported"),
         ({**VIT_BASE, "model_type": "bert"}, "contradicts itself"),
         ({**BERT_BASE, "is_decoder": True}, "is_decoder"),
         ({**GPT2, "add_cross_attention": True}, "cross-attention"),
+        ({**QWEN2, "use_sliding_window": True}, "sliding window"),
+        ({**QWEN2, "layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
+        ({**SMOLLM2, "head_dim": 128}, "9 heads of head_dim 128 are not as wide as hidden_size 576"),
+        (
+            {**SMOLLM2, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "'dynamic' are not supported; supported:",
+        ),
+        ({**SMOLLM2, "rope_parameters": {"rope_type": "longrope"}}, "'longrope' are not supported"),
+        ({**SMOLLM2, "partial_rotary_factor": 0.5}, r"partial_rotary_factor 0\.5"),
     ],
 )
 def test_unsupported_models_are_named(config: dict[str, Any], message: str) -> None:
@@ -148,6 +169,23 @@ def test_nonsense_in_config_is_named(change: dict[str, Any], message: str) -> No
         ModelSpec.from_config({**VIT_BASE, **change})
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_key_value_heads": 4},
+        {"num_key_value_heads": 0},
+        {"num_attention_heads": 0},
+        {"num_attention_heads": 7},
+        {"rope_parameters": "yarn"},
+        {"head_dim": "64"},
+    ],
+)
+def test_nonsense_in_a_llama_config_is_named(change: dict[str, Any]) -> None:
+    """Heads that do not divide, or keys of the wrong kind, are refused by name."""
+    with pytest.raises(ModelFilesError, match=next(iter(change))):
+        ModelSpec.from_config({**SMOLLM2, **change})
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
@@ -158,7 +196,10 @@ json_values = st.recursive(
 @settings(deadline=None)
 @given(
     st.sampled_from(SUPPORTED_ARCHITECTURES),
-    st.dictionaries(st.sampled_from(sorted({*VIT_BASE, *BERT_BASE, *GPT2, "mlp_ratio", "dtype"})), json_values),
+    st.dictionaries(
+        st.sampled_from(sorted({*VIT_BASE, *BERT_BASE, *GPT2, *QWEN2, "mlp_ratio", "dtype", "rope_parameters"})),
+        json_values,
+    ),
 )
 def test_any_config_is_read_or_refused(architecture: str, config: dict[str, Any]) -> None:
     """Whatever JSON stands in config.json, the only errors are ours."""

@@ -1,7 +1,8 @@
 """An oracle for `sequence` with a lossy codec: the same mathematics in one process, dense and slow.
 
-One sample, one partition and one token at a time. It shares nothing with edgeprism.strategies and edgeprism.codecs; of
-edgeprism.models it uses the blocks, which the first law holds to transformers' own.
+One sample, one partition and one token at a time. It shares nothing with edgeprism.codecs and the forward passes of
+edgeprism.strategies; of edgeprism.models it uses the blocks, which the first law holds to transformers' own, and of
+generation the positions of its tokens, which the tests of exact generation do.
 """
 
 from __future__ import annotations
@@ -15,24 +16,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeprism.strategies.greedy import prompt_tokens
+
 
 def dense_rows(model: Any, tokens: Any, bounds: Sequence[tuple[int, int]], codec: str) -> Tensor:
     """The finished rows (batch, tokens, width) of every token, whatever the head reads."""
     x = model.embed(tokens.features)
     mask = torch.ones(x.shape[:2], dtype=torch.bool) if tokens.mask is None else tokens.mask
+    positions = torch.arange(x.shape[1])[None] if tokens.positions is None else tokens.positions
+    positions = positions.expand(x.shape[:2])
     for block in model.blocks:
-        x = torch.stack([_block(model, block, x[s : s + 1], mask[s], bounds, codec)[0] for s in range(x.shape[0])])
+        samples = [
+            _block(model, block, x[s : s + 1], mask[s], positions[s], bounds, codec)[0] for s in range(x.shape[0])
+        ]
+        x = torch.stack(samples)
     return model.finish(x)
 
 
-def _block(model: Any, block: Any, x: Tensor, mask: Tensor, bounds: Sequence[tuple[int, int]], codec: str) -> Tensor:
+def dense_generate(
+    model: Any, ids: Tensor, mask: Tensor | None, bounds: Sequence[tuple[int, int]], codec: str, num_new: int
+) -> tuple[Tensor, Tensor]:
+    """Greedy ids (batch, prompt + new), every one from scratch, without a stop; and how far apart the two best logits
+    were, (batch, new). New tokens belong to the last partition, which nobody receives."""
+    steps: list[Tensor] = []
+    distances: list[Tensor] = []
+    for _ in range(num_new):
+        tokens = prompt_tokens(model, ids, mask, steps, 1)
+        grown = [*bounds[:-1], (bounds[-1][0], tokens.num_tokens)]
+        best = model.next_logits(dense_rows(model, tokens, grown, codec)).topk(2)
+        steps.append(best.indices[:, 0])
+        distances.append(best.values[:, 0] - best.values[:, 1])
+    return torch.cat([ids, torch.stack(steps, dim=1)], dim=1), torch.stack(distances, dim=1)
+
+
+def _block(
+    model: Any,
+    block: Any,
+    x: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    bounds: Sequence[tuple[int, int]],
+    codec: str,
+) -> Tensor:
     """One block for one sample: each partition sees its own rows as they are and the others' as they arrive."""
-    positions = torch.arange(x.shape[1])[None]
     y = block.attention_input(x)
-    queries = _flat(block.queries(y, positions))
-    own_keys, own_values = (_flat(value) for value in block.keys_values(y, positions))
-    received = [_received(block, y, own_keys, own_values, mask, start, stop, codec) for start, stop in bounds]
-    context = torch.zeros_like(own_values)
+    queries = _flat(block.queries(y, positions[None]))
+    own_keys, own_values = (_flat(value) for value in block.keys_values(y, positions[None]))
+    received = [
+        _received(block, y, own_keys, own_values, mask, positions, start, stop, codec) for start, stop in bounds
+    ]
+    context = torch.zeros_like(queries)
     for index, (start, stop) in enumerate(bounds):
         others = [r for i, r in enumerate(received) if i != index and not (model.is_causal and i > index)]
         for query in range(start, stop):
@@ -50,8 +83,10 @@ def _block(model: Any, block: Any, x: Tensor, mask: Tensor, bounds: Sequence[tup
 def _attend(query: Tensor, keys: list[Tensor], values: list[Tensor], counts: list[int], block: Any) -> Tensor:
     """Softmax over keys that each stand for several tokens: the exponential of a logit, times the count."""
     heads = []
-    cut = [value.chunk(block.num_heads, dim=-1) for value in (query, torch.stack(keys), torch.stack(values))]
-    for q, k, v in zip(*cut, strict=True):
+    all_keys, all_values = (torch.stack(rows).chunk(block.num_key_value_heads, dim=-1) for rows in (keys, values))
+    for head, q in enumerate(query.chunk(block.num_heads)):
+        group = head * block.num_key_value_heads // block.num_heads
+        k, v = all_keys[group], all_values[group]
         logits = k @ q * block.scale
         weights = torch.exp(logits - logits.max()) * torch.tensor(counts, dtype=q.dtype)
         heads.append((weights / weights.sum()) @ v)
@@ -64,7 +99,15 @@ def _flat(heads: Tensor) -> Tensor:
 
 
 def _received(
-    block: Any, y: Tensor, keys: Tensor, values: Tensor, mask: Tensor, start: int, stop: int, codec: str
+    block: Any,
+    y: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    start: int,
+    stop: int,
+    codec: str,
 ) -> tuple[list[Tensor], list[Tensor], list[int]]:
     """Keys, values and counts that others have of the partition [start, stop)."""
     plain = codec.removeprefix("kv:")
@@ -74,7 +117,8 @@ def _received(
     rows, counts = _encoded(y[0], mask, start, stop, plain)
     if not rows:
         return [], [], []
-    k, v = block.keys_values(torch.stack(rows)[None], torch.zeros(1, len(rows)))
+    means, _ = _encoded(positions[:, None].double(), mask, start, stop, re.sub(r"\+?int\d", "", plain))
+    k, v = block.keys_values(torch.stack(rows)[None], torch.stack(means)[None, :, 0])
     return list(_flat(k)), list(_flat(v)), counts
 
 

@@ -12,9 +12,9 @@ from edgeprism.specs.cost import Cost
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.registry import count
-from tests.specs.configs import BERT_BASE, GPT2, VIT_BASE
+from tests.specs.configs import BERT_BASE, GPT2, SMOLLM2, VIT_BASE
 
-VIT, BERT, GPT = (ModelSpec.from_config(config) for config in (VIT_BASE, BERT_BASE, GPT2))
+VIT, BERT, GPT, SMOL = (ModelSpec.from_config(config) for config in (VIT_BASE, BERT_BASE, GPT2, SMOLLM2))
 
 
 def sequence(
@@ -104,6 +104,19 @@ def test_keys_and_values_are_projected_once() -> None:
     assert keys_values.saved == -1
 
 
+def test_grouped_heads_by_hand() -> None:
+    """SmolLM2-135M, 512 tokens: a row passes 2 * 576 * 576 (queries, output) + 2 * 576 * 192 (keys, values) +
+    3 * 576 * 1536 (gated MLP) = 3,538,944; with 2 * 512 * 576 of attention for each row, 30 blocks are 126.84 GFLOP."""
+    assert local(SMOL, 512).devices[0].macs == 30 * 512 * (3_538_944 + 2 * 512 * 576)
+    rows, keys_values = sequence(SMOL, "exact", 512), sequence(SMOL, "kv:exact", 512)
+    assert rows.bytes_per_block == 256 * 576 * 4
+    assert keys_values.bytes_per_block == 256 * 2 * 192 * 4
+    assert keys_values.saved == pytest.approx(1 / 3)
+    assert rows.devices[1].macs - keys_values.devices[1].macs == 30 * 256 * 2 * 576 * 192
+    assert sequence(SMOL, "kv:int8", 512).bytes_per_block == 256 * 2 * (192 + 4)
+    assert sequence(SMOL, "means:L=2+int8", 512).bytes_per_block == 2 * (576 + 4)
+
+
 def test_causal_models_send_forward_only() -> None:
     """GPT-2 over three devices: each reads the partitions before its own, the last one sends nothing."""
     cost = sequence(GPT, "exact", 90, num_devices=3)
@@ -126,7 +139,7 @@ def test_device_without_a_share_takes_no_part() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["replica", "sequence"])
-@pytest.mark.parametrize("model", [VIT, BERT, GPT], ids=lambda model: model.architecture)
+@pytest.mark.parametrize("model", [VIT, BERT, GPT, SMOL], ids=lambda model: model.architecture)
 def test_one_share_costs_what_local_costs(model: ModelSpec, strategy: str) -> None:
     """Any strategy over one device is the one-device model."""
     cost = count(model, Plan.even(strategy, 1), num_tokens=197, batch=3, element_bytes=4)

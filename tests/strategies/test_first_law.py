@@ -20,6 +20,19 @@ from tests.families import WIDTH, difference, example, expected, is_text, make, 
 TOLERANCE = 1e-4  # float32; the outputs are of order one
 MAX_DEVICES = 5
 
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5},
+    {
+        "rope_type": "llama3",
+        "rope_theta": 100.0,
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 20,
+    },
+    {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 10},
+]
+
 # Configurations of a family that change what a block or a head computes.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ViTModel-no-biases": ("ViTModel", {"qkv_bias": False}),
@@ -29,6 +42,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "DistilBertModel-sinusoidal": ("DistilBertModel", {"sinusoidal_pos_embds": True}),
     "GPT2Model-scaled-by-layer": ("GPT2Model", {"scale_attn_by_inverse_layer_idx": True}),
     "GPT2LMHeadModel-unscaled": ("GPT2LMHeadModel", {"scale_attn_weights": False, "initializer_range": 0.1}),
+    "LlamaModel-no-groups": ("LlamaModel", {"num_key_value_heads": None, "hidden_act": "gelu"}),
+    "LlamaForCausalLM-one-key-head": ("LlamaForCausalLM", {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "LlamaModel-biases": ("LlamaModel", {"attention_bias": True, "mlp_bias": True}),
+    **{f"LlamaModel-rope-{rope['rope_type']}": ("LlamaModel", {"rope_parameters": rope}) for rope in ROPES},
 }
 MODELS = {**{architecture: (architecture, {}) for architecture in ADAPTORS}, **VARIANTS}
 
@@ -135,7 +152,12 @@ INPUT_PLANS = ("local", "sequence-3-uneven", "sequence-2", "replica-2")
 
 @pytest.mark.parametrize("plan", INPUT_PLANS)
 @pytest.mark.parametrize(
-    "subject", ["BertModel", "RobertaForSequenceClassification", "DistilBertModel", "GPT2LMHeadModel"], indirect=True
+    "subject",
+    [
+        *("BertModel", "RobertaForSequenceClassification", "DistilBertModel", "GPT2LMHeadModel"),
+        *("LlamaModel", "Qwen2ForCausalLM"),
+    ],
+    indirect=True,
 )
 def test_given_positions(subject: Subject, plan: str) -> None:
     """Given position_ids are used, per sample or one row for all samples."""
@@ -160,7 +182,11 @@ def test_given_token_types(subject: Subject, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", INPUT_PLANS)
-@pytest.mark.parametrize("subject", ["RobertaModel", "BertModel", "GPT2ForSequenceClassification"], indirect=True)
+@pytest.mark.parametrize(
+    "subject",
+    ["RobertaModel", "BertModel", "GPT2ForSequenceClassification", "LlamaForSequenceClassification"],
+    indirect=True,
+)
 def test_padding_id_without_a_mask(subject: Subject, plan: str) -> None:
     """Without a mask every token is attended to; RoBERTa's positions and GPT-2's last token still go by the id."""
     ids = padded(type(subject.reference).__name__, "right")["input_ids"]
@@ -168,7 +194,7 @@ def test_padding_id_without_a_mask(subject: Subject, plan: str) -> None:
 
 
 @pytest.mark.parametrize("plan", INPUT_PLANS)
-@pytest.mark.parametrize("subject", ["RobertaModel", "GPT2Model"], indirect=True)
+@pytest.mark.parametrize("subject", ["RobertaModel", "GPT2Model", "LlamaModel"], indirect=True)
 def test_mask_that_disagrees_with_the_ids(subject: Subject, plan: str) -> None:
     """Tokens in the middle may be masked, whatever their ids are."""
     inputs = example(type(subject.reference).__name__)
@@ -197,7 +223,10 @@ def test_vit_interpolates_positions_when_asked(subject: Subject, plan: str, size
 
 
 @pytest.mark.parametrize("plan", INPUT_PLANS)
-@pytest.mark.parametrize(("architecture", "batch", "length"), [("BertModel", 1, 40), ("GPT2LMHeadModel", 1, 3)])
+@pytest.mark.parametrize(
+    ("architecture", "batch", "length"),
+    [("BertModel", 1, 40), ("GPT2LMHeadModel", 1, 3), ("LlamaForCausalLM", 1, 40)],
+)
 def test_other_shapes(cluster: edgeprism.Cluster, architecture: str, batch: int, length: int, plan: str) -> None:
     """A batch of one, the longest text that the model takes, and as many tokens as devices."""
     subject = Subject(cluster, make(architecture))
@@ -228,7 +257,10 @@ def test_model_without_a_pooler(cluster: edgeprism.Cluster, architecture: str) -
     assert subject.gap(plan_of("sequence-2"), example(architecture)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("architecture", ["ViTModel", "Dinov2ForImageClassification", "BertForMaskedLM", "GPT2Model"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["ViTModel", "Dinov2ForImageClassification", "BertForMaskedLM", "GPT2Model", "Qwen2Model"],
+)
 def test_means_of_one_token_in_equal_partitions(cluster: edgeprism.Cluster, architecture: str) -> None:
     """Where the number of means is the number of tokens of a partition, nothing is lost."""
     subject = Subject(cluster, make(architecture))
@@ -255,6 +287,8 @@ def test_means_of_one_token_in_equal_partitions(cluster: edgeprism.Cluster, arch
         ("RobertaForMaskedLM", "right"),
         ("GPT2Model", "plain"),
         ("GPT2Model", "left"),
+        ("LlamaModel", "left"),
+        ("Qwen2ForCausalLM", "plain"),
     ],
 )
 def test_half_precision(cluster: edgeprism.Cluster, architecture: str, padding: str, kind: str) -> None:
@@ -299,10 +333,15 @@ def test_eager_attention_is_the_same_model(cluster: edgeprism.Cluster) -> None:
 # What the law is worth: each of these mistakes, made on purpose, breaks it.
 
 
-@pytest.mark.parametrize("mistake", ["order", "causal", "padding", "log counts", "layer scale", "attention scale"])
+@pytest.mark.parametrize(
+    "mistake",
+    ["order", "causal", "padding", "log counts", "layer scale", "attention scale", "positions", "rotation", "groups"],
+)
 def test_mistakes_break_the_law(cluster: edgeprism.Cluster, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mixing up the order of partitions, forgetting a mask or a scale is at least 100 times too far off."""
-    from edgeprism.models import vision
+    """Mixing up the order of partitions or of heads, forgetting a mask, a scale or a rotation, or counting others'
+    positions from their own start is at least 100 times too far off."""
+    from edgeprism.codecs.codec import PartitionCodec
+    from edgeprism.models import rotary, vision
     from edgeprism.models.linear import linear
     from edgeprism.strategies.sequence import bias, forward
 
@@ -330,6 +369,19 @@ def test_mistakes_break_the_law(cluster: edgeprism.Cluster, mistake: str, monkey
     elif mistake == "layer scale":
         architecture, padding = "Dinov2Model", "plain"
         monkeypatch.setattr(vision, "scaled_linear", lambda layer, scale: linear(layer))
+    elif mistake == "positions":
+        architecture, plan = "LlamaModel", plan_of("sequence-3")
+        honest_positions = PartitionCodec.positions
+        monkeypatch.setattr(PartitionCodec, "positions", lambda codec, start: honest_positions(codec, 0))
+    elif mistake == "rotation":
+        architecture = "Qwen2Model"
+        monkeypatch.setattr(rotary, "turned", lambda x, turn: x)
+    elif mistake == "groups":
+        architecture = "LlamaModel"
+        neighbour_attend = forward.attend
+        monkeypatch.setattr(
+            forward, "attend", lambda q, k, v, bias, scale: neighbour_attend(q, k.flip(1), v.flip(1), bias, scale)
+        )
     else:
         architecture, padding = "ViTModel", "plain"
         honest_attend = forward.attend

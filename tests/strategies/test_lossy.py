@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import edgeprism
+from edgeprism.codecs.codec import PartitionCodec
 from edgeprism.models.model import Model, Tokens
 from edgeprism.models.reads import HeadInput
 from edgeprism.models.registry import adapt
@@ -30,7 +31,7 @@ CODECS = [
     *("kv:means:3", "kv:means:L=2", "kv:int8", "kv:int4", "kv:means:2+int8"),
 ]
 SPLITS = {"even": (0.5, 0.5), "uneven": (0.25, 0.45, 0.3)}
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 4e-6}  # scales and mean positions are float32 in any case
 
 
 def run_sequence(model: Model, tokens: Tokens, bounds: Sequence[tuple[int, int]], codec: str) -> HeadInput:
@@ -44,11 +45,13 @@ def run_sequence(model: Model, tokens: Tokens, bounds: Sequence[tuple[int, int]]
             bounds=tuple(bounds),
             index=index,
             codec=CodecSpec.parse(codec),
+            calibration=None,
             features=tokens.features_of(*bounds[index]),
             mask=tokens.mask,
             reads=tokens.reads,
             epoch=0,
             request=0,
+            positions=tokens.positions,
         )
         staging, deadline = Staging(model.device), time.monotonic() + 30
         with torch.no_grad():
@@ -95,6 +98,9 @@ def gap(model: Model, inputs: dict[str, Tensor], shares: Sequence[float], codec:
         ("GPT2Model", "plain"),
         ("GPT2LMHeadModel", "left"),
         ("GPT2ForSequenceClassification", "right"),
+        ("LlamaModel", "plain"),
+        ("Qwen2ForCausalLM", "left"),
+        ("LlamaForSequenceClassification", "right"),
     ],
 )
 def test_equals_the_dense_reference(architecture: str, padding: str, codec: str, split: str) -> None:
@@ -110,7 +116,7 @@ def test_equals_the_dense_reference(architecture: str, padding: str, codec: str,
 
 @pytest.mark.parametrize("codec", ["means:3", "kv:means:2+int8", "int4"])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2Model"])
+@pytest.mark.parametrize("architecture", ["BertForMaskedLM", "GPT2Model", "LlamaModel"])
 def test_what_stands_at_padding_does_not_matter(architecture: str, side: str, codec: str) -> None:
     """Other ids under the same mask, with huge embeddings, change no output at a real token by more than rounding."""
     reference = make(architecture)
@@ -132,7 +138,7 @@ def test_what_stands_at_padding_does_not_matter(architecture: str, side: str, co
     assert (rows[0] - rows[1]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("architecture", ["ViTForImageClassification", "BertModel", "GPT2Model"])
+@pytest.mark.parametrize("architecture", ["ViTForImageClassification", "BertModel", "GPT2Model", "Qwen2Model"])
 def test_more_means_lose_less(architecture: str) -> None:
     """The loss of a codec falls with every bit and every mean, from a visible one to none: no test here passes idly."""
     reference = make(architecture)
@@ -154,7 +160,7 @@ def test_more_means_lose_less(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("codec", ["means:3", "kv:int8", "means:2+int4"])
-@pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "GPT2LMHeadModel"])
+@pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "GPT2LMHeadModel", "LlamaForCausalLM"])
 def test_engine_with_a_lossy_codec(architecture: str, codec: str) -> None:
     """What the engine gives is the head on the dense reference's rows, padded batches included."""
     reference = make(architecture)
@@ -180,11 +186,23 @@ def at_real(value: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     return value[inputs["attention_mask"].bool()] if value.ndim == 3 else value
 
 
-@pytest.mark.parametrize("mistake", ["counts", "causal", "own rows"])
+@pytest.mark.parametrize("codec", ["means:3", "kv:means:2", "int8"])
+@pytest.mark.parametrize("rows", [2, 1])
+def test_given_positions_are_averaged(rows: int, codec: str) -> None:
+    """In a family that rotates, a mean stands at the mean of its real tokens' positions, whatever they are."""
+    model = adapt(make("LlamaModel").double())
+    positions = torch.randint(0, 40, (rows, 13), generator=torch.Generator().manual_seed(3))
+    inputs = {**padded("LlamaModel", "left", (13, 4)), "position_ids": positions}
+    assert gap(model, inputs, SPLITS["uneven"], codec) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("mistake", ["counts", "causal", "own rows", "positions", "mean positions"])
 def test_mistakes_are_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dropped log counts, a forgotten causal mask or a device that uses its own means are far beyond the tolerance."""
+    """Dropped log counts, a forgotten causal mask, a device that uses its own means or turns others' keys to another
+    position are far beyond the tolerance."""
     from edgeprism.strategies.sequence import bias, forward
 
+    architecture = "GPT2Model"
     if mistake == "counts":
         honest_log = bias._log_counts
         monkeypatch.setattr(
@@ -197,6 +215,14 @@ def test_mistakes_are_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(
             forward, "attention_bias", lambda *args, is_causal, dtype: honest(*args, is_causal=False, dtype=dtype)
         )
+    elif mistake == "positions":
+        architecture = "LlamaModel"
+        honest_positions = PartitionCodec.positions
+        monkeypatch.setattr(PartitionCodec, "positions", lambda codec, start: honest_positions(codec, 0) * 0)
+    elif mistake == "mean positions":
+        architecture = "LlamaModel"
+        honest_positions = PartitionCodec.positions
+        monkeypatch.setattr(PartitionCodec, "positions", lambda codec, start: honest_positions(codec, start).floor())
     else:
         honest_insert = forward._insert
         monkeypatch.setattr(
@@ -204,5 +230,5 @@ def test_mistakes_are_seen(mistake: str, monkeypatch: pytest.MonkeyPatch) -> Non
             "_insert",
             lambda remote, own, before: honest_insert(remote, own.mean(2, keepdim=True).expand_as(own), before),
         )
-    model = adapt(make("GPT2Model"))
-    assert gap(model, padded("GPT2Model", "left", (13, 4)), (0.4, 0.6), "means:3") > 1e-2
+    model = adapt(make(architecture))
+    assert gap(model, padded(architecture, "left", (13, 4)), (0.4, 0.6), "means:3") > 1e-2

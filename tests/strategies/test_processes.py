@@ -17,7 +17,7 @@ from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.sequence.partition import token_bounds
 from tests.families import at_real_tokens, difference, example, expected, is_text, make, padded
-from tests.strategies.dense import dense_rows
+from tests.strategies.dense import dense_generate, dense_rows
 
 pytestmark = pytest.mark.processes
 
@@ -30,6 +30,7 @@ FAMILIES = (
     "RobertaForSequenceClassification",
     "DistilBertForMaskedLM",
     "GPT2LMHeadModel",
+    "LlamaForCausalLM",
 )
 SHARES = {2: ((0.5, 0.5), (0.02, 0.98)), 3: ((1 / 3,) * 3, (0.2, 0.5, 0.3))}
 
@@ -83,7 +84,9 @@ def test_exact_plans(cluster: edgeprism.Cluster, architecture: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("codec", ["kv:int8", "means:2+int4"])
-@pytest.mark.parametrize("architecture", ["ViTForImageClassification", "BertModel", "GPT2LMHeadModel"])
+@pytest.mark.parametrize(
+    "architecture", ["ViTForImageClassification", "BertModel", "GPT2LMHeadModel", "LlamaForCausalLM"]
+)
 def test_lossy_codecs(cluster: edgeprism.Cluster, architecture: str, codec: str, tmp_path: Path) -> None:
     """What arrives over the wire is what the dense reference computes with; a value on the edge between two codes may
     fall out either way, so a twentieth of the codec's own loss is allowed."""
@@ -104,12 +107,13 @@ def test_lossy_codecs(cluster: edgeprism.Cluster, architecture: str, codec: str,
             assert loss > 10 * TOLERANCE and (ours - theirs).abs().mean() <= loss / 20
 
 
-def test_generation(cluster: edgeprism.Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "Qwen2ForCausalLM"])
+def test_generation(cluster: edgeprism.Cluster, architecture: str, tmp_path: Path) -> None:
     """A prompt prefilled by all processes and decoded by the last one gives transformers' greedy text."""
-    reference, directory = directory_of("GPT2LMHeadModel", tmp_path)
+    reference, directory = directory_of(architecture, tmp_path)
     with edgeprism.load(directory, cluster=cluster) as engine:
         for codec in ("exact", "kv:exact"):
-            for inputs in (example("GPT2LMHeadModel"), padded("GPT2LMHeadModel", "left")):
+            for inputs in (example(architecture), padded(architecture, "left")):
                 engine.use("sequence", codec)
                 ours = engine.generate(**inputs, max_new_tokens=10)
                 trace = engine.last_trace
@@ -120,6 +124,23 @@ def test_generation(cluster: edgeprism.Cluster, tmp_path: Path) -> None:
                 best = torch.stack(result.logits).topk(2).values
                 assert float((best[..., 0] - best[..., 1]).min()) > TOLERANCE, "choose another seed: two logits tie"
                 assert torch.equal(ours, result.sequences)
+
+
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForCausalLM"])
+def test_generation_with_compressed_context(cluster: edgeprism.Cluster, architecture: str, tmp_path: Path) -> None:
+    """Over the wire, too, the text is the dense reference's."""
+    reference, directory = directory_of(architecture, tmp_path)
+    inputs = padded(architecture, "left", (20, 6), length=20)
+    bounds = token_bounds(20, (1 / cluster.num_devices,) * cluster.num_devices)
+    with torch.no_grad():
+        wanted, distance = dense_generate(
+            adapt(reference), inputs["input_ids"], inputs["attention_mask"], bounds, "means:4", 8
+        )
+    assert distance.min() > TOLERANCE, "choose another seed: two logits tie"
+    with edgeprism.load(directory, cluster=cluster, plan="sequence", codec="means:4") as engine:
+        ours = engine.generate(**inputs, max_new_tokens=8)
+        assert engine.last_trace is not None and engine.last_trace.failures == ()
+    assert ours.tolist() == wanted.tolist()
 
 
 def test_a_loaded_model_in_bfloat16(cluster: edgeprism.Cluster) -> None:

@@ -194,6 +194,34 @@ def test_a_removed_peer_is_not_heard_any_more() -> None:
             three.send(1, Kind.READY, epoch=0)
 
 
+def test_a_peer_that_is_listed_again_is_heard_by_the_connection_that_stands() -> None:
+    """The dialler greets once, and does not know that it was taken off the list and put on it again; nor that the one
+    it dials believed, when it greeted, to be the one that dials."""
+    one, two, three = zmq_mesh(3)
+    with one, two, three:
+        coordinator = Peer(rank=0, public_key=one._keys.public)
+        for rank in (2, 1):  # meanwhile the dialled one keeps its rank, or takes that of the other
+            dials = Peer(rank=1, address=two.address, public_key=two._keys.public)
+            three.introduce(rank, [coordinator])
+            assert three.connected() == {0}
+            three.introduce(2, [coordinator, dials])
+            assert three.connected() == {0, 1}
+            two.send(2, Kind.READY, epoch=0)
+            three.send(1, Kind.READY, epoch=0)
+            frames = three.receive(5.0), two.receive(5.0)
+            assert [frame.kind for frame in frames if frame] == [Kind.READY] * 2
+    keys = [KeyPair.generate(), KeyPair.generate()]
+    with ZmqTransport(3, keys[0]) as dialler, ZmqTransport(2, keys[1]) as dialled:
+        before = Peer(rank=3, address=dialler.address, public_key=keys[0].public)
+        dialled.connect([before])
+        dialler.connect([Peer(rank=4, address=dialled.address, public_key=keys[1].public)])
+        in_threads(lambda: dialler.wait_connected(soon(), [4]), lambda: dialled.receive(0.5))
+        dialled.introduce(4, [before])
+        dialled.wait_connected(soon(), [3])
+        dialled.send(3, Kind.READY, epoch=0)
+        assert dialler.receive(5.0) is not None
+
+
 @pytest.mark.parametrize("sender", [0, 1])
 def test_an_oversized_message_cuts_the_connection_which_comes_back(sender: int) -> None:
     """The receiver's socket refuses it unread; both name the other as lost, then go on."""

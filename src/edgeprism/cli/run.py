@@ -6,22 +6,21 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli import stream_options
 from edgeprism.cli.need_torch import need_torch
-from edgeprism.cli.source import config_directory, tokens_of_pictures
+from edgeprism.cli.screen import Screen
+from edgeprism.cli.source import check_cluster, config_directory, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
 from edgeprism.runtime.cores import divide_cores
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of
-from edgeprism.specs.plan import Plan, parse_shares
+from edgeprism.specs.plan import STRATEGIES, Plan, parse_shares
 from edgeprism.strategies.registry import count
-from edgeprism.tasks.pictures import check_image
+from edgeprism.tasks.pictures import check_image, is_picture
 
 if TYPE_CHECKING:
     from edgeprism.runtime.cluster import Cluster
@@ -85,8 +84,9 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
     from edgeprism.runtime.engine import load
 
     _quiet()
+    screen = Screen()
     with (
-        _warnings_said(),
+        screen.events(),
         _cluster(args, alone=alone) as cluster,
         load(
             args.model,
@@ -99,7 +99,7 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
         ) as engine,
     ):
         if source is not None:
-            return run_stream(engine, source, args, _line_of)
+            return run_stream(engine, source, args, screen, _line_of)
         document = _run(engine, args)
     print(json.dumps(document, indent=2) if args.json else f"\n{document['summary']}")
     return 0
@@ -118,8 +118,11 @@ def _cluster(args: argparse.Namespace, *, alone: bool) -> Cluster:
 def _plan(args: argparse.Namespace) -> str | Plan:
     """The strategy's name, or a plan with the shares that were asked for; PlanError for what does not exist."""
     if args.shares is None:
-        if args.plan != "auto":
-            Plan(strategy=args.plan, shares=(1.0,))  # says which there are
+        if args.plan not in ("auto", *STRATEGIES):
+            try:
+                Plan(strategy=args.plan, shares=(1.0,))  # says which there are
+            except PlanError as exc:
+                raise PlanError(f"{exc} or auto") from None
         return str(args.plan)
     strategy = "local" if args.plan == "auto" else args.plan
     shares = parse_shares(args.shares)
@@ -135,11 +138,13 @@ def _check(spec: ModelSpec, directory: Path, plan: str | Plan, codec: CodecSpec,
         divide_cores(args.local_workers)
     elif args.local_workers != 1:
         raise InputError("--local-workers and --cluster are two ways to name the devices; give one of the two")
-    if spec.is_vision:
-        for given in args.inputs:
+    else:
+        check_cluster(Path(args.cluster), None if args.key is None else Path(args.key))  # also where it is not used
+    for given in args.inputs:
+        if spec.is_vision:
             check_image(given)
-    if spec.generates and not codec.is_exact:
-        raise PlanError(f"codec {codec} cannot be used to generate yet; use exact or kv:exact")
+        elif os.path.isfile(given) and is_picture(Path(given)):
+            raise InputError(f"{given} is a picture, and this model takes texts: {spec.architecture}")
     if spec.is_vision and plan == "sequence" and args.cluster is None:
         plan = Plan.even("sequence", args.local_workers, codec)
     num_tokens = (tokens_of_pictures(directory, spec) if spec.resizes_images else None) or spec.fixed_tokens
@@ -228,15 +233,6 @@ def _labels(labels: list[dict[str, Any]]) -> str:
 
 def _name(given: str) -> str:
     return Path(given).name if os.path.isfile(given) else given  # unlike Path.is_file it takes a text of any length
-
-
-@contextmanager
-def _warnings_said() -> Iterator[None]:
-    """Warnings as lines of ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        warnings.showwarning = lambda message, *_: _say(str(message))
-        yield
 
 
 def _quiet() -> None:

@@ -1,4 +1,4 @@
-"""What a stream says while it runs: results on standard output, and how it goes on standard error.
+"""What a run says: results on standard output, and on standard error how it goes and what happened.
 
 On a terminal one line is written again and again, and steps aside for every other; elsewhere (a log, a pipe) it is a
 plain line, and comes less often.
@@ -63,16 +63,20 @@ class Screen:
             self._status = ""
 
     @contextmanager
-    def logs(self) -> Iterator[None]:
-        """What edgeprism itself logs (a device failed, and why) is said here, and so are warnings."""
-        handler = _Said(self)
-        logger, show = logging.getLogger("edgeprism"), warnings.showwarning
+    def events(self) -> Iterator[None]:
+        """What edgeprism itself logs (a device failed, and why; weights on their way to one) is said here, and so are
+        warnings."""
+        handler, logger, progress = _Said(self), logging.getLogger("edgeprism"), logging.getLogger("edgeprism.progress")
+        level = progress.level
         logger.addHandler(handler)
-        warnings.showwarning = lambda message, *_: self.say(str(message))
+        progress.setLevel(logging.INFO)
         try:
-            yield
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")
+                warnings.showwarning = lambda message, *_: self.say(str(message))
+                yield
         finally:
-            warnings.showwarning = show
+            progress.setLevel(level)
             logger.removeHandler(handler)
 
     def _clear(self) -> None:
@@ -86,10 +90,10 @@ class Screen:
 
 
 class _Said(logging.Handler):
-    """Warnings of the log as lines of the screen."""
+    """Records of the log as lines of the screen."""
 
     def __init__(self, screen: Screen) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self._screen = screen
 
     def emit(self, record: logging.LogRecord) -> None:

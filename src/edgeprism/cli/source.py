@@ -1,4 +1,4 @@
-"""Where MODEL on a command line leads, before any weight is read: what a command checks first."""
+"""Where MODEL and --cluster on a command line lead, before torch or any weight is read: what a command checks first."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def config_directory(source: str) -> Path:
     if path.exists():
         raise ModelFilesError(f"{source} is a file; give the directory that holds config.json")
     return _config_from_hub(source).parent
+
+
+def check_cluster(path: Path, key: Path | None) -> None:
+    """InputError where the cluster file, or this device's key for it, cannot be used."""
+    from edgeprism.runtime.cluster_file import ClusterFile, own_keys
+
+    own_keys(path, ClusterFile.read(path).members[0], key)
 
 
 def tokens_of_pictures(directory: Path, model: ModelSpec) -> int | None:

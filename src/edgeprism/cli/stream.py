@@ -36,12 +36,12 @@ MAX_NAMED = 5
 LineOf = Callable[[dict[str, Any]], str]
 
 
-def run_stream(engine: Engine, source: Source, args: argparse.Namespace, line_of: LineOf) -> int:
+def run_stream(engine: Engine, source: Source, args: argparse.Namespace, screen: Screen, line_of: LineOf) -> int:
     """Runs until the source, or something else, ends it; prints, and gives the exit status.
 
     SourceEnded when a camera fails; InputError when not one picture could be read.
     """
-    stream = _Stream(engine, source, args, line_of)
+    stream = _Stream(engine, source, args, screen, line_of)
     ended = stream.run()
     if ended.error is not None and not isinstance(ended.error, EdgeprismError):
         raise ended.error
@@ -56,7 +56,9 @@ def run_stream(engine: Engine, source: Source, args: argparse.Namespace, line_of
 
 
 class _Stream:
-    def __init__(self, engine: Engine, source: Source, args: argparse.Namespace, line_of: LineOf) -> None:
+    def __init__(
+        self, engine: Engine, source: Source, args: argparse.Namespace, screen: Screen, line_of: LineOf
+    ) -> None:
         from edgeprism.models.load import directory_of
         from edgeprism.tasks.answers import task_of
         from edgeprism.tasks.inputs import prepare_pictures_with
@@ -64,28 +66,27 @@ class _Stream:
         self._engine, self._source, self._args, self._line_of = engine, source, args, line_of
         self._task = task_of(engine.spec)
         self._prepare = prepare_pictures_with(directory_of(args.model))
-        self._screen = Screen()
+        self._screen = screen
         self._results: list[dict[str, Any]] = []
         self.feed = Feed(engine, source, self._prepare, max_pending=args.max_pending or 0, max_pictures=args.frames)
         self.tally = Tally(source, self.feed)
         self.first_failure = ""
 
     def run(self) -> Ended:
-        with self._screen.logs():
-            self._screen.say("warming up")
-            _warm_up(self._engine, self._prepare)
-            self._screen.say(f"{self._task} {self._source.name}")
-            self.tally.begin()
-            self.feed.start()
-            try:
-                with _signals(self.feed):
-                    ended = self._take_all()
-            finally:
-                self.feed.stop("failed", take_back=True)
-                self._screen.end()
-            self.tally.end()
-            if self._source.note:
-                self._screen.say(self._source.note)
+        self._screen.say("warming up")
+        _warm_up(self._engine, self._prepare)
+        self._screen.say(f"{self._task} {self._source.name}")
+        self.tally.begin()
+        self.feed.start()
+        try:
+            with _signals(self.feed):
+                ended = self._take_all()
+        finally:
+            self.feed.stop("failed", take_back=True)
+            self._screen.end()
+        self.tally.end()
+        if self._source.note:
+            self._screen.say(self._source.note)
         return ended
 
     def document(self, ended: Ended) -> dict[str, Any]:

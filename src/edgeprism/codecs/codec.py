@@ -3,8 +3,10 @@
 A codec is made for one partition of one request, on the sender and on each receiver alike, from what all of them know:
 the number of tokens, and which of them are real. In every block the sender calls ``encode``, the receivers ``decode``.
 
-    sender:    codec.encode(rows) -> parts
-    receiver:  codec.decode(parts) -> rows, counts
+    sender:    codec.encode(rows, block) -> parts
+    receiver:  codec.decode(parts, block) -> rows, counts
+
+Blocks come in order: what was sent in one may tell of the next.
 
 ``counts`` (1 or batch, rows) says how many real tokens each decoded row stands for: its logits get log(count) added,
 which is exactly the softmax over that many equal keys (PRISM's scaling-aware softmax, arXiv 2507.12145; ToMe's
@@ -20,23 +22,30 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from edgeprism.codecs.calibration import Calibration, missing
 from edgeprism.codecs.means import SegmentMeans
-from edgeprism.codecs.pack import Exact, Pack, Quantised
+from edgeprism.codecs.pack import Exact, Layout, Pack
+from edgeprism.codecs.predict import Difference
+from edgeprism.codecs.product import ProductQuantised
+from edgeprism.codecs.quantise import Quantised, RotatedQuantised
 from edgeprism.specs.codec import CodecSpec
 
 Parts = tuple[Tensor, ...]
-Layout = tuple[torch.dtype, tuple[int, ...]]
 
 
 class Codec(ABC):
     """One partition's codec for one request."""
 
     @abstractmethod
-    def encode(self, rows: Float[Tensor, "batch tokens width"]) -> Parts:
+    def encode(self, rows: Float[Tensor, "batch tokens width"], block: int) -> Parts:
         """The tensors that travel, contiguous."""
 
     @abstractmethod
-    def decode(self, parts: Parts) -> tuple[Float[Tensor, "batch rows width"], Tensor | None]:
+    def reduced(self, rows: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch rows width"]:
+        """What ``decode`` gives but for what bits lose; gradients flow through it."""
+
+    @abstractmethod
+    def decode(self, parts: Parts, block: int) -> tuple[Float[Tensor, "batch rows width"], Tensor | None]:
         """Rows as the receivers see them, in the dtype of the model, and their counts."""
 
     @abstractmethod
@@ -47,6 +56,10 @@ class Codec(ABC):
     def positions(self, start: int) -> Float[Tensor, "one_or_batch rows"]:
         """Mean position of the tokens that each decoded row stands for; the partition begins at token ``start``."""
 
+    @abstractmethod
+    def mean_positions(self, own: Tensor) -> Float[Tensor, "one_or_batch rows"]:
+        """The same where the partition's tokens stand at the positions ``own`` (1 or batch, tokens)."""
+
 
 class PartitionCodec(Codec):
     """Means first (fewer rows), then a packing (fewer bits); either may be absent."""
@@ -56,31 +69,78 @@ class PartitionCodec(Codec):
         self._num_tokens = num_tokens
         self._counts = means.counts if means is not None else mask
 
-    def encode(self, rows: Float[Tensor, "batch tokens width"]) -> Parts:
-        return self._pack.pack(rows if self._means is None else self._means.reduce(rows))
+    def encode(self, rows: Float[Tensor, "batch tokens width"], block: int) -> Parts:
+        return self._pack.pack(self.reduced(rows), block)
 
-    def decode(self, parts: Parts) -> tuple[Float[Tensor, "batch rows width"], Tensor | None]:
-        return self._pack.unpack(parts), self._counts
+    def reduced(self, rows: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch rows width"]:
+        return rows if self._means is None else self._means.reduce(rows)
+
+    def decode(self, parts: Parts, block: int) -> tuple[Float[Tensor, "batch rows width"], Tensor | None]:
+        return self._pack.unpack(parts, block), self._counts
 
     def layout(self, batch: int) -> tuple[Layout, ...]:
         return self._pack.layout(batch, self._num_tokens if self._means is None else self._means.num_segments)
 
     def positions(self, start: int) -> Float[Tensor, "one_or_batch rows"]:
-        own = torch.arange(start, start + self._num_tokens, dtype=torch.float32)[None]
+        return self.mean_positions(torch.arange(start, start + self._num_tokens)[None])
+
+    def mean_positions(self, own: Tensor) -> Float[Tensor, "one_or_batch rows"]:
+        own = own.float()
         if self._means is None:
             return own
         counts = self._means.counts
-        return self._means.reduce(own.to(counts.device).expand(counts.shape[0], -1)[..., None])[..., 0]
+        own = own.to(counts.device).expand(max(own.shape[0], counts.shape[0]), -1)
+        return self._means.reduce(own[..., None])[..., 0]
 
 
 def make_codec(
-    spec: CodecSpec, *, num_tokens: int, mask: Bool[Tensor, "batch tokens"] | None, width: int, dtype: torch.dtype
+    spec: CodecSpec,
+    *,
+    num_tokens: int,
+    mask: Bool[Tensor, "batch tokens"] | None,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    calibration: Calibration | None = None,
 ) -> Codec:
     """The codec of ``spec`` for a partition of ``num_tokens`` tokens. ``mask`` is True at real tokens (None: all are);
-    ``width`` is what one token sends: D for rows, keys and values side by side otherwise."""
+    ``width`` is what one token sends: D for rows, keys and values side by side otherwise. PlanError without the
+    ``calibration`` of a codec that needs one."""
     means = SegmentMeans(num_tokens, spec.num_rows(num_tokens), mask) if spec.has_means else None
-    num_groups = 2 if spec.travels == "keys_values" else 1
-    pack: Pack = Exact(width=width, dtype=dtype)
-    if spec.bits != 32:
-        pack = Quantised(bits=spec.bits, num_groups=num_groups, width=width, dtype=dtype)
+    pack = _pack(spec, width, dtype, device or torch.device("cpu"), calibration)
     return PartitionCodec(means, pack, num_tokens, mask)
+
+
+def _pack(
+    spec: CodecSpec, width: int, dtype: torch.dtype, device: torch.device, calibration: Calibration | None
+) -> Pack:
+    if spec.bits == 32 and spec.group is None:
+        return Exact(width=width, dtype=dtype)
+    if spec.needs_calibration and calibration is None:
+        raise missing(spec)
+    num_groups = 2 if spec.travels == "keys_values" else 1
+    tables = {} if calibration is None else calibration.ready
+    inner_dtype = torch.float32 if spec.is_delta else dtype
+    pack: Pack
+    if spec.group is not None:
+        pack = ProductQuantised(
+            width=width,
+            dtype=inner_dtype,
+            basis=tables["basis"],
+            inverse=tables["inverse"],
+            codebooks=tables["codebooks"],
+        )
+    elif spec.is_rotated:
+        pack = RotatedQuantised(
+            bits=spec.bits,
+            num_groups=num_groups,
+            width=width,
+            dtype=inner_dtype,
+            device=device,
+            spreads=tables.get("spread"),
+        )
+    else:
+        pack = Quantised(bits=spec.bits, num_groups=num_groups, width=width, dtype=inner_dtype)
+    if spec.is_delta:
+        return Difference(pack, gains=tables["gain"], offsets=tables["offset"], dtype=dtype)
+    return pack

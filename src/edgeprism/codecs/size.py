@@ -5,7 +5,10 @@ from __future__ import annotations
 from edgeprism.specs.codec import CodecSpec
 
 SCALE_BYTES = 4
-"""One float32 scale for each quantised row (keys and values: one each)."""
+"""One float32 scale for each quantised row (keys and values: one each); with calibrated spreads, none."""
+
+PARTS_OF_BITS = {8: (8,), 4: (4,), 3: (2, 1), 2: (2,), 1: (1,)}
+"""How the bits of a code are spread over bytes."""
 
 
 def payload_bytes(spec: CodecSpec, *, num_tokens: int, width: int, batch: int, element_bytes: int) -> int:
@@ -29,6 +32,18 @@ def payload_bytes(spec: CodecSpec, *, num_tokens: int, width: int, batch: int, e
 
 def _group_bytes(spec: CodecSpec, width: int, element_bytes: int) -> int:
     """A row, or its keys, or its values, with the scale that they have in common."""
+    if spec.group is not None:
+        return -(-width // spec.group)
     if spec.bits == 32:
         return width * element_bytes
-    return SCALE_BYTES + (width if spec.bits == 8 else (width + 1) // 2)  # an odd width leaves half a byte empty
+    scale_bytes = 0 if spec.is_delta and spec.is_rotated else SCALE_BYTES
+    return scale_bytes + packed_width(width, spec.bits)
+
+
+def packed_width(width: int, bits: int) -> int:
+    """Bytes that ``width`` codes of 8, 4, 3, 2 or 1 bits become: three bits are packed as two and one.
+
+    >>> packed_width(10, 3)
+    5
+    """
+    return sum(-(-width * part // 8) for part in PARTS_OF_BITS[bits])

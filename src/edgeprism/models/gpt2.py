@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
@@ -19,7 +18,7 @@ from edgeprism.models.block import PreNormBlock, Rows
 from edgeprism.models.linear import Linear, check_plain, linear
 from edgeprism.models.mlp import Up
 from edgeprism.models.reads import HeadInput, Reads
-from edgeprism.models.text import EVERY_ROW, TextModel
+from edgeprism.models.text import EVERY_ROW, CausalLM, TextModel, last_real_row
 
 
 class BareGpt2(TextModel):
@@ -56,23 +55,15 @@ class BareGpt2(TextModel):
         return self.output(last_hidden_state=joined.rows)
 
 
-class Gpt2LM(BareGpt2):
-    """GPT2LMHeadModel: logits of every row. ``next_logits`` serves generation."""
+class Gpt2LM(CausalLM, BareGpt2):
+    """GPT2LMHeadModel: logits of every row."""
 
     output = CausalLMOutputWithCrossAttentions
 
     def __init__(self, model: Any) -> None:
         super().__init__(model.transformer)
-        self._to_logits = linear(model.lm_head)
+        self.to_logits = linear(model.lm_head)
         self.generation_config = model.generation_config
-
-    def head(self, joined: HeadInput) -> ModelOutput:
-        assert joined.rows is not None
-        return self.output(logits=self._to_logits(joined.rows))
-
-    def next_logits(self, rows: Rows) -> Tensor:
-        """Logits (batch, vocabulary) of the token after the last of ``rows`` (finished rows)."""
-        return self._to_logits(rows[:, -1])
 
 
 class Gpt2Classifier(BareGpt2):
@@ -85,13 +76,7 @@ class Gpt2Classifier(BareGpt2):
         self._score = model.score
 
     def reads(self, ids: Tensor) -> Reads:
-        padding = self.config.pad_token_id
-        if padding is None:
-            if ids.shape[0] > 1:
-                raise InputError("a batch needs config.pad_token_id, to find each sample's last token; it is not set")
-            return Reads(rows=((ids.shape[1] - 1,),))
-        last = (torch.arange(ids.shape[1]) * ids.ne(padding).cpu()).argmax(-1)
-        return Reads(rows=tuple((int(index),) for index in last))
+        return last_real_row(ids, self.config.pad_token_id)
 
     def head(self, joined: HeadInput) -> ModelOutput:
         assert joined.rows is not None

@@ -40,11 +40,14 @@ class Tokens:
     patches for images (the patches are embedded once, by the coordinator).
     ``mask``: (batch, num_tokens), True at real tokens, or None when all are real.
     ``reads``: the rows that the head will read.
+    ``positions``: (1 or batch, num_tokens) of everybody, for families that rotate queries and keys; None where the
+    token at index i stands at position i, and for the other families.
     """
 
     features: dict[str, Tensor]
     mask: Bool[Tensor, "batch tokens"] | None
     reads: Reads
+    positions: Tensor | None = None
 
     @property
     def batch(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from edgeprism.models.bert import BareBert, BertClassifier, BertMaskedLM, RobertaClassifier
 from edgeprism.models.distilbert import BareDistilBert, DistilBertClassifier, DistilBertMaskedLM
 from edgeprism.models.gpt2 import BareGpt2, Gpt2Classifier, Gpt2LM
+from edgeprism.models.llama import BareLlama, LlamaClassifier, LlamaLM
 from edgeprism.models.model import Model
 from edgeprism.models.vision import (
     BareVision,
@@ -35,6 +36,12 @@ ADAPTORS: dict[str, Callable[[Any], Model]] = {
     "GPT2ForSequenceClassification": Gpt2Classifier,
     "GPT2LMHeadModel": Gpt2LM,
     "GPT2Model": BareGpt2,
+    "LlamaForCausalLM": LlamaLM,
+    "LlamaForSequenceClassification": LlamaClassifier,
+    "LlamaModel": BareLlama,
+    "Qwen2ForCausalLM": LlamaLM,
+    "Qwen2ForSequenceClassification": LlamaClassifier,
+    "Qwen2Model": BareLlama,
     "RobertaForMaskedLM": BertMaskedLM,
     "RobertaForSequenceClassification": RobertaClassifier,
     "RobertaModel": BareBert,

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from edgeprism.errors import InputError
+from edgeprism.models.block import Layer, Rows
 from edgeprism.models.model import Model, Tokens, only
-from edgeprism.models.reads import Reads
+from edgeprism.models.reads import HeadInput, Reads
 
 CLS = Reads(rows=((0,),))
 EVERY_ROW = Reads(every_row=True)
@@ -22,6 +24,7 @@ class TextModel(Model):
     """A model over token ids. Subclasses say which positions transformers would use, and how rows are embedded."""
 
     takes_token_types: bool = True
+    is_rotary: bool = False  # queries and keys are turned by their positions, in every block
     vocab_size: int
     max_positions: int  # size of the position table
 
@@ -44,7 +47,8 @@ class TextModel(Model):
             features["types"] = _like_ids("token_type_ids", types, ids)
             check_ids(types, self.num_types, "token_type_ids")
         features = {name: feature.to(self.device, torch.int32) for name, feature in features.items()}
-        return Tokens(features=features, mask=mask, reads=self.reads(ids))
+        turns = positions.to(self.device, torch.int32) if self.is_rotary and not _are_indices(positions) else None
+        return Tokens(features=features, mask=mask, reads=self.reads(ids), positions=turns)
 
     def num_tokens(self, inputs: dict[str, Any]) -> int:
         return int(inputs["input_ids"].shape[-1])
@@ -70,6 +74,32 @@ class TextModel(Model):
             )
 
 
+class CausalLM(TextModel):
+    """A text model whose head predicts the token after each row, which is what generation needs. For a family's bare
+    model to be mixed in."""
+
+    generation_config: Any
+    to_logits: Layer
+
+    def head(self, joined: HeadInput) -> ModelOutput:
+        assert joined.rows is not None
+        return self.output(logits=self.to_logits(joined.rows))
+
+    def next_logits(self, rows: Rows) -> Tensor:
+        """Logits (batch, vocabulary) of the token after the last of ``rows`` (finished rows)."""
+        return self.to_logits(rows[:, -1])
+
+
+def last_real_row(ids: Tensor, padding_id: int | None) -> Reads:
+    """What a causal classifier reads: each sample's last row that is not padding, by its id."""
+    if padding_id is None:
+        if ids.shape[0] > 1:
+            raise InputError("a batch needs config.pad_token_id, to find each sample's last token; it is not set")
+        return Reads(rows=((ids.shape[1] - 1,),))
+    last = (torch.arange(ids.shape[1]) * ids.ne(padding_id).cpu()).argmax(-1)
+    return Reads(rows=tuple((int(index),) for index in last))
+
+
 def check_ids(ids: Tensor, count: int, name: str = "input_ids") -> None:
     """InputError unless ``ids`` is (batch, tokens), not empty, of integers below ``count``."""
     if ids.ndim != 2 or 0 in ids.shape or ids.dtype.is_floating_point:
@@ -84,6 +114,10 @@ def real_tokens(mask: Tensor | None, ids: Tensor) -> Tensor | None:
         return None
     real = _like_ids("attention_mask", mask, ids).bool()
     return None if bool(real.all()) else real
+
+
+def _are_indices(positions: Tensor) -> bool:
+    return bool((positions == torch.arange(positions.shape[1], device=positions.device)).all())
 
 
 def _like_ids(name: str, value: Tensor, ids: Tensor) -> Tensor:

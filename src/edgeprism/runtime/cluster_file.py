@@ -58,7 +58,9 @@ class ClusterFile:
         except (OSError, UnicodeDecodeError) as exc:
             raise InputError(f"cluster file {path} cannot be read: {exc}") from exc
         except tomllib.TOMLDecodeError as exc:
-            raise InputError(f"cluster file {path} is not TOML: {exc}") from exc
+            raise InputError(
+                f"cluster file {path} is not TOML: {exc}; texts stand in quotes, keys in single ones"
+            ) from exc
         try:
             return cls._of(document)
         except InputError as exc:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import PeerError, PeerFault, PeerTimeout
 from edgeprism.models.model import Model, Tokens
 from edgeprism.runtime.accelerator import TOLERANCES, block_rows, difference
+from edgeprism.runtime.calibrations import ready_for, tables_to_send
 from edgeprism.runtime.job import WORKERS_PART, JobRun, Results, as_sent, replica_job
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Job, LoadOrder
@@ -71,10 +73,18 @@ class Coordinator:
     """Runs requests on the devices behind ``transport``. Not for several threads at once; the engine sees to that."""
 
     def __init__(
-        self, transport: Transport, model: Model, members: Membership, patience: Patience, numbers: Iterator[int]
+        self,
+        transport: Transport,
+        model: Model,
+        members: Membership,
+        patience: Patience,
+        numbers: Iterator[int],
+        calibrations: Mapping[str, Calibration],
     ) -> None:
         self._transport, self._model, self._members, self._patience = transport, model, members, patience
         self._staging = Staging(model.device)
+        self._tables = tables_to_send(calibrations)
+        self._calibrations = ready_for(model.spec, calibrations, model.device)
         self._members.macs_per_s[0] = measure_speed(model)
         self._members.versions[0] = ", ".join(f"{name} {number}" for name, number in versions().items())
         self._members.check = self._what_is_wrong
@@ -86,7 +96,7 @@ class Coordinator:
         """Has every worker load the model; those that cannot are left out, with a warning. ``weights`` are sent to
         those that lack them."""
         if self._transport.num_devices > 1:
-            self._members.load(order, weights)
+            self._members.load(order, weights, self._tables)
 
     def _what_is_wrong(self, loaded: Frame) -> str:
         try:
@@ -247,12 +257,13 @@ class Coordinator:
         bounds = token_bounds(tokens.num_tokens, [plan.shares[device] for device in devices])
         for start, stop in bounds:
             plan.codec.num_rows(stop - start)  # PlanError before anything is sent
-        masks = {} if tokens.mask is None else {"mask": tokens.mask}
-        kind = ("sequence", str(plan.codec), tokens.batch, tokens.num_tokens, tuple(masks), greedy is not None)
+        shared = {"mask": tokens.mask, "all_positions": tokens.positions}
+        everybodys = {name: tensor for name, tensor in shared.items() if tensor is not None}
+        kind = ("sequence", str(plan.codec), tokens.batch, tokens.num_tokens, tuple(everybodys), greedy is not None)
         timeout_s = self._timeout_s(kind, plan, tokens.batch, tokens.num_tokens)
         job = Job(
             kind="sequence",
-            tensors=(*tokens.features, *masks),
+            tensors=(*tokens.features, *everybodys),
             timeout_s=WORKERS_PART * timeout_s,
             devices=devices,
             bounds=bounds,
@@ -262,7 +273,7 @@ class Coordinator:
         )
         return Request(
             job=job,
-            tensors_of=lambda index: {**tokens.features_of(*bounds[index]), **masks},
+            tensors_of=lambda index: {**tokens.features_of(*bounds[index]), **everybodys},
             plan=plan,
             batch=tokens.batch,
             num_tokens=tokens.num_tokens,
@@ -301,7 +312,7 @@ class Coordinator:
         epoch, number, job = self._members.epoch, self._request_number, request.job
         run = JobRun(
             self._model, job, self._transport, self._staging, epoch=epoch, request=number, started_s=started_s,
-            timeout_s=request.timeout_s,
+            timeout_s=request.timeout_s, calibrations=self._calibrations,
         )  # fmt: skip
         self._running = request
         meta = job.to_json()

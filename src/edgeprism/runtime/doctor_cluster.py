@@ -53,7 +53,7 @@ class Place:
         if self.coordinator_key == OPEN_KEYS.public:
             return f"edgeprism worker --listen {listen}"
         key = shlex.quote(self.coordinator_key)
-        return f"edgeprism worker --listen {listen} --key {self.member.name}.secret --coordinator {key}"
+        return f"edgeprism worker --listen {listen} --key {self.member.name}.secret --coordinator={key}"
 
 
 def key_check(key: Path) -> Check:

@@ -19,15 +19,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import InputError, PlanError, RequestAborted
-from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.load import directory_of, load_pretrained, no_progress_bar
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
-from edgeprism.models.text import check_ids
+from edgeprism.models.text import CausalLM, check_ids
 from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
+from edgeprism.runtime.calibrations import find
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
 from edgeprism.runtime.messages import LoadOrder
@@ -53,6 +54,7 @@ def load(
     codec: str | CodecSpec = "exact",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    calibrations: Sequence[str | Path | Calibration] = (),
     max_pending: int = 64,
     when_full: WhenFull = "block",
     keep_order: bool = False,
@@ -61,7 +63,8 @@ def load(
 
     ``plan``: "auto", "local", "replica", "sequence", or a ``Plan``. ``codec``: what travels under `sequence`, such as
     "exact", "means:9.9", "kv:int8". ``device``: CUDA by default if a kernel runs there, else the CPU. ``dtype``: of all
-    devices, the checkpoint's by default. For ``Engine.submit``: ``max_pending``
+    devices, the checkpoint's by default. ``calibrations``: those of all codecs that will be used and need one; by
+    default the one of ``codec`` that `edgeprism calibrate` made. For ``Engine.submit``: ``max_pending``
     requests may wait, ``when_full`` says what happens to more ("block", "drop_oldest", "reject"), and with
     ``keep_order`` they are answered in the order in which they came. Raises InputError, one line that says what cannot
     be used and what can.
@@ -73,6 +76,7 @@ def load(
         codec=codec,
         device=device,
         dtype=dtype,
+        calibrations=calibrations,
         max_pending=max_pending,
         when_full=when_full,
         keep_order=keep_order,
@@ -92,6 +96,7 @@ class Engine:
         codec: str | CodecSpec = "exact",
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        calibrations: Sequence[str | Path | Calibration] = (),
         max_pending: int = 64,
         when_full: WhenFull = "block",
         keep_order: bool = False,
@@ -100,6 +105,9 @@ class Engine:
         self._owns_cluster = cluster is None
         self.last_trace: Trace | None = None
         """What the last call did. Of a request that was submitted: the ``trace`` of its future."""
+        codec = CodecSpec.parse(codec) if isinstance(codec, str) else codec
+        used = plan.codec if isinstance(plan, Plan) else codec
+        self._calibrations = find(model, [used], calibrations)
         self.use(plan, codec)
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
@@ -130,6 +138,10 @@ class Engine:
                 raise PlanError(f"the Plan holds codec {plan.codec}, and codec {codec} was given as well; give one")
             codec = plan.codec
         strategy = plan.strategy if isinstance(plan, Plan) else plan
+        if codec.needs_calibration and str(codec) not in self._calibrations:
+            raise PlanError(
+                f"codec {codec} has tables that devices get when they load the model; make a new engine for it"
+            )
         if strategy != "sequence" and codec != EXACT:
             warnings.warn(f"codec {codec} has no effect under plan {strategy}: nothing is encoded", stacklevel=2)
         self._plan, self._codec = plan, codec
@@ -211,14 +223,14 @@ class Engine:
     ) -> Tensor:
         """Greedy continuation (batch, prompt + new tokens), token for token what transformers' ``generate`` gives.
 
-        The prompt is prefilled over all devices; the last partition's device decodes.
+        The prompt is prefilled over all devices; the last partition's device decodes. With a lossy codec new tokens see
+        the last partition and each other as they are, earlier partitions as the codec made them. When a device fails,
+        the rest is decoded here, from all tokens as they are, and ``last_trace.failures`` says so.
         """
-        if not isinstance(self._model, Gpt2LM):
+        if not isinstance(self._model, CausalLM):
             raise InputError(f"{self._model.spec.architecture} does not generate; a causal language model does")
         if (self._plan.strategy if isinstance(self._plan, Plan) else self._plan) == "replica":
             raise PlanError("plan replica does not generate yet; use local or sequence")
-        if not self._codec.is_exact:
-            raise PlanError(f"codec {self._codec} cannot be used to generate yet; use exact or kv:exact")
         check_ids(input_ids, self._model.vocab_size)
         model = self._model
         settings = _greedy(model, max_new_tokens, eos_token_id, pad_token_id)
@@ -251,7 +263,9 @@ class Engine:
         """On device 0's thread: the model, the devices, and the order to load it."""
         self._model = _adapted(model, device, dtype)
         cluster = self._cluster
-        self._scheduler = Scheduler(cluster.transport, self._model, self._queue, cluster.introductions, cluster.cores)
+        self._scheduler = Scheduler(
+            cluster.transport, self._model, self._queue, cluster.introductions, cluster.cores, self._calibrations
+        )
         self._thread.serve(self._scheduler.step, self._scheduler.close)
         try:
             self._scheduler.coordinator.load_workers(*self._order(model, device))
@@ -285,9 +299,9 @@ class Engine:
         return {"pixel_values": torch.zeros(1, spec.num_channels, height_px, width_px)}
 
     def _generate(
-        self, model: Gpt2LM, ids: Tensor, mask: Tensor | None, settings: GreedySettings, abandoned: threading.Event
+        self, model: CausalLM, ids: Tensor, mask: Tensor | None, settings: GreedySettings, abandoned: threading.Event
     ) -> Tensor:
-        """Decodes; when a device fails, goes on here from what had been decoded."""
+        """Decodes; when a device fails, goes on here from what had been decoded, without any codec."""
         while self._scheduler.is_busy:
             self._scheduler.look_around()
         plan, failures = self._coordinator.plan_of(self._plan, self._codec), tuple[str, ...]()
@@ -303,6 +317,8 @@ class Engine:
             tokens = prompt_tokens(model, ids, mask, steps, rest.max_new_tokens)
             trace = self._coordinator.generate(tokens, plan, rest, emit)
             failures += trace.failures
+            if trace.failures and not trace.plan.codec.is_exact:
+                failures += (_goes_on_exactly(len(steps), trace.plan.codec),)
             trace = noted(trace, self._plan, self._cluster.num_devices)
             self.last_trace = replace(trace, failures=failures)
             if trace.failures:
@@ -364,7 +380,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def _greedy(
-    model: Gpt2LM, max_new_tokens: int, eos_token_id: int | Sequence[int] | None, pad_token_id: int | None
+    model: CausalLM, max_new_tokens: int, eos_token_id: int | Sequence[int] | None, pad_token_id: int | None
 ) -> GreedySettings:
     """What is not given is the model's generation config's; padding falls back to the stop, as in transformers."""
     defaults = model.generation_config
@@ -376,7 +392,11 @@ def _greedy(
     return GreedySettings(max_new_tokens=max_new_tokens, stop_ids=stop_ids, padding_id=padding)
 
 
-def _inferred_mask(model: Gpt2LM, ids: Tensor, settings: GreedySettings) -> Tensor | None:
+def _goes_on_exactly(num_steps: int, codec: CodecSpec) -> str:
+    return f"{num_steps} new tokens were decoded with codec {codec}, the rest here from exact keys and values"
+
+
+def _inferred_mask(model: CausalLM, ids: Tensor, settings: GreedySettings) -> Tensor | None:
     """The mask that transformers infers when none is given: padding is padding unless it also ends a text."""
     declared = model.generation_config.pad_token_id is not None
     if not declared or settings.padding_id in settings.stop_ids:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import FrameError, PeerFault
-from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.model import Model
+from edgeprism.models.text import CausalLM
 from edgeprism.runtime.messages import Job
 from edgeprism.runtime.trace import DeviceTrace
 from edgeprism.specs.plan import MAX_DEVICES
@@ -27,6 +28,8 @@ from edgeprism.wire.transport import Transport
 
 WORKERS_PART = 0.8  # of the coordinator's time: workers give up first, so that their word on who failed arrives
 MAX_TOKENS = 2**17  # of a sample; more than any model takes
+EVERYBODYS = ("mask", "all_positions")
+"""Tensors of a `sequence` request that every device gets whole; the others are features of its own tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +122,10 @@ class JobRun:
         request: int,
         started_s: float | None = None,
         timeout_s: float | None = None,
+        calibrations: Mapping[str, Calibration] | None = None,
     ) -> None:
         self._model, self._job, self._transport, self._staging = model, job, transport, staging
-        self._epoch, self._request = epoch, request
+        self._epoch, self._request, self._calibrations = epoch, request, calibrations or {}
         self._started_s = time.monotonic() if started_s is None else started_s
         self._timeout_s = job.timeout_s if timeout_s is None else timeout_s
         self.meter = Meter()
@@ -146,14 +150,15 @@ class JobRun:
             raise FrameError("a sequence request does not say what this device has to do")
         _check_bounds(job)
         index = job.devices.index(self._transport.rank)
-        mask = tensors.get("mask")
         work = Work(
             devices=job.devices,
             bounds=job.bounds,
             index=index,
             codec=job.codec,
-            features={name: tensor for name, tensor in tensors.items() if name != "mask"},
-            mask=mask,
+            calibration=self._calibrations.get(str(job.codec)),
+            features={name: tensor for name, tensor in tensors.items() if name not in EVERYBODYS},
+            mask=tensors.get("mask"),
+            positions=tensors.get("all_positions"),
             reads=job.reads,
             epoch=self._epoch,
             request=self._request,
@@ -171,9 +176,9 @@ class JobRun:
         part = forward.run()
         if not decodes:
             return part if job.greedy is None else ()
-        assert isinstance(self._model, Gpt2LM) and job.greedy is not None
+        assert isinstance(self._model, CausalLM) and job.greedy is not None
         last_position = work.features["positions"][:, -1:]
-        decoder = GreedyDecoder(self._model, forward.cache, mask, last_position, job.greedy)
+        decoder = GreedyDecoder(self._model, forward.cache, last_position, job.greedy)
         decoder.run(self._model.next_logits(part[0]), emit)
         return ()
 

@@ -17,11 +17,16 @@ from typing import Any
 from edgeprism.errors import FrameError, PeerError, PeerFault, PeerTimeout
 from edgeprism.runtime.messages import Introduction, LoadOrder, linked_ranks
 from edgeprism.runtime.weights import WeightFiles
-from edgeprism.wire.frame import Frame, Kind
+from edgeprism.wire.frame import Buffer, Frame, Kind
 from edgeprism.wire.transport import Transport
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("edgeprism.progress")
+
+Tables = tuple[list[dict[str, Any]], tuple[Buffer, ...]]
+"""Calibrations as they are sent: see ``calibrations.tables_to_send``."""
+
+NO_TABLES: Tables = ([], ())
 
 LOAD_TIMEOUT_S = 60.0  # without progress; a device that takes longer is used when it is done
 JOIN_TIMEOUT_S = 30.0
@@ -58,6 +63,7 @@ class Membership:
         self._order: LoadOrder | None = None
         self._order_number = 0
         self._weights: WeightFiles | None = None
+        self._tables = NO_TABLES
         self._shown: dict[int, int] = {}  # per cent of the weights, as last said
         self._asked: dict[int, int] = {}  # the epoch in which a device was last asked to load the model
         self._holds_model: set[int] = set()
@@ -67,12 +73,12 @@ class Membership:
         self.epoch = transport.epoch
         self.macs_per_s: dict[int, float] = {}
 
-    def load(self, order: LoadOrder, weights: WeightFiles | None = None) -> None:
+    def load(self, order: LoadOrder, weights: WeightFiles | None = None, tables: Tables = NO_TABLES) -> None:
         """Has all workers load the model at the same time; one that cannot is left out for now, with a warning.
 
-        ``weights`` are sent to workers that ask for them.
+        ``weights`` are sent to workers that ask for them, ``tables`` (of calibrations) with the order.
         """
-        self._weights = weights
+        self._weights, self._tables = weights, tables
         self._checked.clear()
         self.new_epoch()
         self._order, self._order_number = order, 1 + secrets.randbelow(2**31 - 1)
@@ -184,8 +190,11 @@ class Membership:
             if self._is_left_out(peer, now):
                 continue
             try:
-                meta = self._order.to_json()
-                self._transport.send(peer, Kind.LOAD, epoch=self.epoch, request=self._order_number, meta=meta)
+                names, tables = self._tables
+                meta = {**self._order.to_json(), "calibrations": names}
+                self._transport.send(
+                    peer, Kind.LOAD, epoch=self.epoch, request=self._order_number, meta=meta, buffers=tables
+                )
                 self._asked[peer] = self.epoch
             except PeerError:
                 continue  # it has just gone

@@ -82,7 +82,8 @@ class Introduction:
 class Job:
     """One device's part of a request. The frame's tensors are named by ``tensors``, in order.
 
-    sequence: features of the device's own tokens, and ``mask`` (everybody's) if there is padding.
+    sequence: features of the device's own tokens, and everybody's ``mask`` if there is padding,
+    ``all_positions`` if the family rotates by others than the indices.
     replica: the inputs of the device's own samples; ``options`` are inputs that are no tensors.
     """
 

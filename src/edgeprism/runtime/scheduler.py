@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import InputError, RequestAborted
 from edgeprism.models.model import Model, only
 from edgeprism.runtime.answers import Answer, RequestQueue
@@ -43,6 +44,7 @@ class Scheduler:
         queue: RequestQueue,
         introductions: Mapping[int, Introduction] | None,
         cores: tuple[int, ...] | None,
+        calibrations: Mapping[str, Calibration],
     ) -> None:
         self._transport, self._model, self._queue = transport, model, queue
         self.at_end: list[Callable[[], None]] = []
@@ -50,7 +52,7 @@ class Scheduler:
         numbers = itertools.count(_FIRST_REQUEST)
         patience = Patience()
         self._members = Membership(transport, introductions)
-        self.coordinator = Coordinator(transport, model, self._members, patience, numbers)
+        self.coordinator = Coordinator(transport, model, self._members, patience, numbers, calibrations)
         self._singles = Singles(transport, model, self._members, patience, queue, numbers, cores)
         self._members.pass_on = self._singles.take
 

@@ -16,9 +16,11 @@ from typing import Any
 
 from torch import Tensor
 
+from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, PeerLost, PeerTimeout, RequestAborted
 from edgeprism.models.model import Model
 from edgeprism.runtime.accelerator import block_rows
+from edgeprism.runtime.calibrations import ready_for, tables_received
 from edgeprism.runtime.job import JobRun
 from edgeprism.runtime.messages import Introduction, Job, LoadOrder
 from edgeprism.runtime.probe import serve_probe, versions
@@ -86,6 +88,7 @@ class Worker:
         self._num_losses = 0
         self._model: Model | None = None
         self._staging: Staging | None = None
+        self._calibrations: dict[str, Calibration] = {}
         self._order_number: int | None = None  # of the order by which the model was loaded
         transport.forgets_with_coordinator = stays
         serve_probe(transport)
@@ -118,6 +121,7 @@ class Worker:
     def _forget(self, why: str) -> None:
         log.info("%s: what it had loaded is freed, and this worker waits for the next one", why)
         self._model = self._staging = self._order_number = None
+        self._calibrations = {}
         gc.collect()  # a model refers to itself here and there
 
     def _handle(self, frame: Frame) -> None:
@@ -185,7 +189,10 @@ class Worker:
     def _load_model(self, frame: Frame) -> None:
         self._model, self._order_number = None, None  # frees the old one before the new one comes
         self._model = self._load(LoadOrder.from_json(frame.info), Fetch(self._transport, frame, self._ends))
-        self._staging, self._order_number = Staging(self._model.device), frame.request
+        self._staging = Staging(self._model.device)
+        tables = tables_received(frame.info.get("calibrations", []), self._staging.from_wire(frame, Meter()))
+        self._calibrations = ready_for(self._model.spec, tables, self._model.device)
+        self._order_number = frame.request
 
     def _take_request(self, frame: Frame) -> None:
         if self._model is None or self._staging is None:
@@ -194,7 +201,10 @@ class Worker:
         if len(job.tensors) != len(frame.arrays):
             raise FrameError(f"a request names {len(job.tensors)} tensors and holds {len(frame.arrays)}")
         self._transport.take_stats()
-        part = JobRun(self._model, job, self._transport, self._staging, epoch=frame.epoch, request=frame.request)
+        part = JobRun(
+            self._model, job, self._transport, self._staging, epoch=frame.epoch, request=frame.request,
+            calibrations=self._calibrations,
+        )  # fmt: skip
         tensors = dict(zip(job.tensors, self._staging.from_wire(frame, part.meter), strict=True))
         results = part.run(tensors, self._emit(frame, part)).in_pieces(self._transport.limits.max_array_bytes)
         self._transport.check_epoch(frame.epoch)

@@ -31,8 +31,17 @@ FAMILY_OF = {
     "GPT2Model": "gpt2",
     "GPT2LMHeadModel": "gpt2",
     "GPT2ForSequenceClassification": "gpt2",
+    "LlamaModel": "llama",
+    "LlamaForCausalLM": "llama",
+    "LlamaForSequenceClassification": "llama",
+    "Qwen2Model": "qwen2",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen2ForSequenceClassification": "qwen2",
 }
 """Class name of transformers, as under "architectures" in config.json -> its family (model_type)."""
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotations whose angles follow from a token's position alone, whatever the length of the text."""
 
 
 def read_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,6 +176,71 @@ def _gpt2(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _llama(
+    config: Mapping[str, Any],
+    *,
+    key_value_heads: int | None = None,
+    intermediate_size: int = 11008,
+    max_tokens: int = 2048,
+    vocab_size: int = 32000,
+) -> dict[str, Any]:
+    """The keywords are defaults of the family; no number of ``key_value_heads`` is as many as queries have."""
+    hidden_size = _count(config, "hidden_size", 4096)
+    num_heads = _count(config, "num_attention_heads", 32)
+    num_key_value_heads = num_heads
+    if config.get("num_key_value_heads", key_value_heads) is not None:
+        num_key_value_heads = _count(config, "num_key_value_heads", key_value_heads or num_heads)
+    if not num_heads or not num_key_value_heads or num_heads % num_key_value_heads or hidden_size % num_heads:
+        raise ModelFilesError(
+            f"config.json: hidden_size {hidden_size} must be a multiple of num_attention_heads {num_heads}, and that "
+            f"of num_key_value_heads {num_key_value_heads}"
+        )
+    head_width = hidden_size // num_heads
+    if _count(config, "head_dim", head_width) != head_width:
+        raise UnsupportedModel(
+            f"config.json: {num_heads} heads of head_dim {config['head_dim']} are not as wide as hidden_size "
+            f"{hidden_size}, which is not supported"
+        )
+    _refuse_rotation(config)
+    return {
+        "num_layers": _count(config, "num_hidden_layers", 32),
+        "hidden_size": hidden_size,
+        "num_heads": num_heads,
+        "key_value_width": num_key_value_heads * head_width,
+        "intermediate_size": _count(config, "intermediate_size", intermediate_size),
+        "mlp_matrices": 3,
+        "is_causal": True,
+        "max_tokens": _count(config, "max_position_embeddings", max_tokens),
+        "fixed_tokens": None,
+        "vocab_size": _count(config, "vocab_size", vocab_size),
+    }
+
+
+def _qwen2(config: Mapping[str, Any]) -> dict[str, Any]:
+    layer_types = config.get("layer_types") or []
+    if config.get("use_sliding_window") or "sliding_attention" in layer_types:
+        raise UnsupportedModel("config.json asks for a sliding window (use_sliding_window), which is not supported")
+    return _llama(config, key_value_heads=32, intermediate_size=22016, max_tokens=32768, vocab_size=151936)
+
+
+def _refuse_rotation(config: Mapping[str, Any]) -> None:
+    """UnsupportedModel for rotary positions that depend on more than a token's position."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}  # before transformers 5: rope_scaling
+    if not isinstance(rope, Mapping):
+        raise ModelFilesError(f"config.json: rope_parameters must be an object, not {rope!r}")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise UnsupportedModel(
+            f"config.json: rotary positions of type {kind!r} are not supported; supported: {', '.join(ROPE_TYPES)}"
+        )
+    fraction = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if fraction not in (None, 1):
+        raise UnsupportedModel(
+            f"config.json: a part of each head is rotated (partial_rotary_factor {fraction!r}); only whole heads are "
+            "supported"
+        )
+
+
 _READERS = {
     "vit": _vit,
     "deit": _deit,
@@ -175,6 +249,8 @@ _READERS = {
     "roberta": _roberta,
     "distilbert": _distilbert,
     "gpt2": _gpt2,
+    "llama": _llama,
+    "qwen2": _qwen2,
 }
 
 

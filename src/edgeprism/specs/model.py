@@ -35,10 +35,10 @@ class ModelSpec:
     """The papers' D."""
     num_heads: int
     key_value_width: int
-    """Width of a token's keys (and of its values); equal to hidden_size in every family so far."""
+    """Width of a token's keys (and of its values): hidden_size, or less where heads of queries share one of keys."""
     intermediate_size: int
     mlp_matrices: int
-    """Two (up, down), or three in a gated MLP (DINOv2 giant's SwiGLU)."""
+    """Two (up, down), or three in a gated MLP (DINOv2 giant's SwiGLU, Llama)."""
     is_causal: bool
     max_tokens: int
     """Vision: patches and special tokens of an image of the size in config.json. Text: usable positions."""
@@ -96,7 +96,7 @@ class ModelSpec:
     @property
     def generates(self) -> bool:
         """Whether its head predicts the next token of a text."""
-        return self.architecture.endswith("LMHeadModel")
+        return self.architecture.endswith(("LMHeadModel", "ForCausalLM"))
 
     @property
     def is_vision(self) -> bool:

@@ -1,7 +1,8 @@
 """Greedy decoding on one device, from the keys and values that the prefill left there.
 
 After a distributed prefill the last partition's device holds the keys and values of every token of the prompt, because
-causal attention needed them there; it goes on alone. New tokens are appended as transformers' greedy search does it:
+causal attention needed them there; it goes on alone. Those of earlier partitions are what the codec made of them, and
+stay so; its own and those of new tokens are exact. New tokens are appended as transformers' greedy search does it:
 samples that have ended are filled with the padding id.
 """
 
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from edgeprism.errors import InputError
 from edgeprism.models.block import attend
-from edgeprism.models.gpt2 import Gpt2LM
 from edgeprism.models.model import Tokens
 from edgeprism.models.reads import Reads
-from edgeprism.models.text import real_tokens
+from edgeprism.models.text import CausalLM, real_tokens
+from edgeprism.strategies.sequence.forward import Seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ class GreedySettings:
 
 
 def prompt_tokens(
-    model: Gpt2LM, ids: Tensor, mask: Tensor | None, steps: Sequence[Int[Tensor, " batch"]], max_new_tokens: int
+    model: CausalLM, ids: Tensor, mask: Tensor | None, steps: Sequence[Int[Tensor, " batch"]], max_new_tokens: int
 ) -> Tokens:
     """The prompt, and the ``steps`` decoded from it before an interruption, as tokens that read only the last row.
 
@@ -92,30 +93,30 @@ def prompt_tokens(
             "position_ids": torch.cat([positions, following], dim=1),
         }
     )
-    return Tokens(features=tokens.features, mask=tokens.mask, reads=Reads(rows=((length - 1,),)))
+    return replace(tokens, reads=Reads(rows=((length - 1,),)))
 
 
 class GreedyDecoder:
-    """Continues a prompt. ``cache``: keys and values (batch, heads, tokens, head_width) of each block.
+    """Continues a prompt. ``cache``: for each block, what a token after the prompt sees of it.
 
-    ``mask`` (batch, tokens) is True at real tokens of the prompt, None when all are. ``last_position`` (batch, 1) is
-    that of the prompt's last token.
+    ``last_position`` (batch, 1) is that of the prompt's last token.
     """
 
     def __init__(
         self,
-        model: Gpt2LM,
-        cache: Sequence[tuple[Tensor, Tensor]],
-        mask: Tensor | None,
+        model: CausalLM,
+        cache: Sequence[Seen],
         last_position: Int[Tensor, "batch 1"],
         settings: GreedySettings,
     ) -> None:
         self._model, self._settings = model, settings
-        self._length = cache[0][0].shape[2]
+        self._length = cache[0].keys.shape[2]  # rows: under means fewer than there are tokens
         room = self._length + settings.max_new_tokens - 1
-        self._cache = [(_grown(keys, room), _grown(values, room)) for keys, values in cache]
+        biases = {id(seen.bias): _grown_bias(seen.bias, room) for seen in cache}  # mostly one for all blocks
+        self._cache = [
+            Seen(_grown(seen.keys, room), _grown(seen.values, room), biases[id(seen.bias)]) for seen in cache
+        ]
         self._next_position = last_position + 1
-        self._bias = None if mask is None else _padding_bias(mask, room, model.dtype)
 
     def run(self, logits: Float[Tensor, "batch vocabulary"], emit: Callable[[Tensor], None]) -> None:
         """Decodes from the prompt's ``logits``; ``emit`` gets the ids (batch,) of each new token as it is chosen."""
@@ -134,14 +135,14 @@ class GreedyDecoder:
         model, position = self._model, self._next_position
         x = model.embed({"ids": ids[:, None], "positions": position})
         self._length += 1
-        bias = None if self._bias is None else self._bias[..., : self._length]
-        for block, (keys, values) in zip(model.blocks, self._cache, strict=True):
+        for block, (keys, values, bias) in zip(model.blocks, self._cache, strict=True):
             y = block.attention_input(x)
             new_keys, new_values = block.keys_values(y, position)
             keys[:, :, self._length - 1 : self._length] = new_keys
             values[:, :, self._length - 1 : self._length] = new_values
             seen = keys[:, :, : self._length], values[:, :, : self._length]
-            x = block.attention_output(x, attend(block.queries(y, position), *seen, bias, block.scale))
+            seen_bias = None if bias is None else bias[..., : self._length]
+            x = block.attention_output(x, attend(block.queries(y, position), *seen, seen_bias, block.scale))
             x = block.mlp_down(x, block.mlp_up(x))
         self._next_position = position + 1
         return model.next_logits(model.finish(x))
@@ -155,8 +156,6 @@ def _grown(tensor: Tensor, room: int) -> Tensor:
     return grown
 
 
-def _padding_bias(mask: Tensor, room: int, dtype: torch.dtype) -> Tensor:
-    """(batch, 1, 1, room): the lowest number at padding of the prompt, 0 elsewhere."""
-    bias = torch.zeros(mask.shape[0], room, dtype=dtype, device=mask.device)
-    bias[:, : mask.shape[1]] = torch.where(mask, 0.0, torch.finfo(dtype).min)
-    return bias[:, None, None]
+def _grown_bias(bias: Tensor | None, room: int) -> Tensor | None:
+    """The same with zeros for ``room`` tokens."""
+    return None if bias is None else torch.nn.functional.pad(bias, (0, room - bias.shape[-1]))

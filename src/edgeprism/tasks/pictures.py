@@ -51,7 +51,7 @@ def _named(path: str) -> Iterator[None]:
     if not os.path.exists(path):  # which, unlike Path.exists, takes a text of any length
         raise InputError(f"no such picture: {path or 'an empty name'}; this model takes pictures, so give their paths")
     if os.path.isdir(path):
-        raise InputError(f"{path} is a directory; give the paths of pictures")
+        raise InputError(f"{path} is a directory; give the paths of pictures, or the directory with --stream")
     try:
         yield
     except UnidentifiedImageError:

@@ -71,7 +71,7 @@ class ZmqTransport(Transport):
         self._heartbeat_s = (heartbeat_s, heartbeat_timeout_s)
         self._links: dict[int, Link] = {}
         self._ranks: dict[str, int] = {}  # of public keys
-        self._fds: dict[int, tuple[Link, tuple[bytes, ...]]] = {}  # of accepted connections: whose, and their prefix
+        self._fds: dict[int, tuple[str, tuple[bytes, ...]]] = {}  # of greeted connections: whose key, and their prefix
         self._ended: deque[tuple[bytes, ...]] = deque(maxlen=_MAX_ENDED)  # prefixes of connections that are no more
         self._poller = zmq.Poller()
         self._handlers: dict[Socket | int, Callable[[list[Event]], object]] = {}
@@ -198,11 +198,21 @@ class ZmqTransport(Transport):
 
     def _make_link(self, peer: Peer) -> Link:
         if peer.rank < self.rank:
-            return Link(peer, self._router)
+            return self._adopt(Link(peer, self._router))
         if not peer.address:
             raise InputError(f"device {peer.rank} must be dialled by device {self.rank}, and has no address")
         link = DialledLink(peer)
         self._dial(link)
+        return link
+
+    def _adopt(self, link: Link) -> Link:
+        """A link over what stands already. [Note: greeted once] A dialler greets once, and learns nothing of it when
+        the dialled one drops its link, because it was introduced to others meanwhile, or was greeted before it learned
+        that it is the dialled one: without this, the two would never have a link again."""
+        prefixes = [prefix for key, prefix in self._fds.values() if key == link.peer.public_key]
+        if prefixes:
+            link.prefix, *link.waiting = prefixes
+            link.rise()
         return link
 
     def _dial(self, link: DialledLink) -> None:
@@ -225,7 +235,6 @@ class ZmqTransport(Transport):
 
     def _forget(self, link: Link) -> None:
         self._lost.pop(link.peer.rank, None)
-        self._fds = {fd: other for fd, other in self._fds.items() if other[0] is not link}
         if isinstance(link, DialledLink):
             self._hang_up(link)
 
@@ -271,7 +280,10 @@ class ZmqTransport(Transport):
         routes = [route for route in gone if route is not None]
         self._ended.extend(prefix for _, prefix in routes)
         self._read_router(events, math.inf)  # what they said before they went counts
-        for link, prefix in routes:
+        for key, prefix in routes:
+            link = self._links.get(self._ranks.get(key, -1))
+            if link is None or isinstance(link, DialledLink):
+                continue
             if link.prefix != prefix:
                 link.waiting = [other for other in link.waiting if other != prefix]
             elif link.fall("its connection ended"):
@@ -285,23 +297,28 @@ class ZmqTransport(Transport):
             if parts is None:
                 return
             limit -= 1
-            link = self._links.get(self._ranks.get(str(parts[-1].get("User-Id")), -1))
-            if link is None or isinstance(link, DialledLink) or len(parts) < 2:
+            key = str(parts[-1].get("User-Id"))
+            link = self._links.get(self._ranks.get(key, -1))
+            dials_us = link is not None and not isinstance(link, DialledLink)
+            if len(parts) == 2 and len(parts[1]) == 0:
+                self._greet(link if dials_us else None, key, parts, events)
+            elif link is None or not dials_us or len(parts) < 2:
                 self._drop("a frame is refused: its connection's key does not belong to a device that dials this one")
-            elif len(parts) == 2 and len(parts[1]) == 0:
-                self._greet(link, parts, events)
             else:
                 route = (parts[0].bytes,)
                 is_of_link = route == link.prefix or not link.prefix
                 events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]], route, is_of_link))
 
-    def _greet(self, link: Link, parts: list[zmq.Frame], events: list[Event]) -> None:
+    def _greet(self, link: Link | None, key: str, parts: list[zmq.Frame], events: list[Event]) -> None:
         """A new connection is the link, unless one stands: two coordinators may have the same key, and what they want
-        must not be mixed. The second one waits; heartbeats end a connection that is only thought to stand."""
+        must not be mixed. The second one waits; heartbeats end a connection that is only thought to stand. One whose
+        key dials us no more, or not yet, is remembered (Note: greeted once)."""
         prefix = (parts[0].bytes,)
         if prefix in self._ended or any(prefix == known for _, known in self._fds.values()):
             return  # no greeting: another empty message, perhaps of a connection that has ended since
-        self._fds[int(parts[1].get(zmq.SRCFD))] = (link, prefix)
+        self._fds[int(parts[1].get(zmq.SRCFD))] = (key, prefix)
+        if link is None:
+            return
         if not link.is_up:
             self._raise_link(link, prefix, events)
         elif len(link.waiting) < _MAX_WAITING:

@@ -18,9 +18,11 @@ def local_forward(model: Model, tokens: Tokens, *, keeps_cache: bool = False) ->
         bounds=((0, tokens.num_tokens),),
         index=0,
         codec=EXACT,
+        calibration=None,
         features=tokens.features,
         mask=tokens.mask,
         reads=tokens.reads,
+        positions=tokens.positions,
         epoch=0,
         request=0,
     )

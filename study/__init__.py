@@ -1,0 +1,1 @@
+"""What a lossy codec costs on real models: scripts that anyone can run again."""
