@@ -63,6 +63,7 @@ def texts(root: Path) -> None:
     save(bert, root / "bert")
     save(make("BertForSequenceClassification", num_labels=1), root / "value")
     save(make("GPT2LMHeadModel", vocab_size=len(WORDS)), root / "gpt2")
+    save(make("LlamaForCausalLM", vocab_size=len(WORDS)), root / "llama")
     save(make("GPT2ForSequenceClassification", num_labels=2, pad_token_id=None), root / "causal")
     said = [expected(bert, bert_inputs(text))["logits"].argmax(-1).item() for text in SENTENCES]
     (root / "SST-2").mkdir()
@@ -177,9 +178,10 @@ def test_values_and_pairs(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert -1 <= record["exact"] <= 1 and record["exact"] != 0
 
 
-def test_a_running_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_a_running_text(root: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
     """Perplexity over windows; exact rows change it by rounding only, means by more."""
-    words = (root / "gpt2", "--dataset", "wikitext2", "--window", 20, "--limit", 5)
+    words = (root / model, "--dataset", "wikitext2", "--window", 20, "--limit", 5)
     exact, means = results(capsys, *words, "--codec", "exact,means:L=1")
     assert exact["dataset"] == "wikitext2 window=20" and exact["num_inputs"] == 5
     assert exact["value"] == pytest.approx(exact["exact"], rel=1e-4) and exact["agreement"] == 1.0
