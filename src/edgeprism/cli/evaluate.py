@@ -87,7 +87,7 @@ def execute(args: argparse.Namespace) -> int:
     need_torch()
     began_s = time.monotonic()
     task, exact, answered = _answer(job)
-    records = _records(job, task, exact, answered)
+    records = _records(job, exact, answered)
     document = {
         "model": args.model,
         "dataset": job.dataset.name,
@@ -231,38 +231,14 @@ def predict_with(engine: Engine, plan: Plan) -> Predict:
     return predict
 
 
-def _records(job: _Job, task: Task, exact: Answers, answered: Sequence[Answered]) -> list[AccuracyRecord]:
-    """One for each codec and metric."""
-    from edgeprism.evaluate.compare import compare
+def _records(job: _Job, exact: Answers, answered: Sequence[Answered]) -> list[AccuracyRecord]:
+    from edgeprism.evaluate.measure import Subject, measure
     from edgeprism.models.load import directory_of
     from edgeprism.models.manifest import fingerprint
 
-    dataset, model = job.dataset, fingerprint(directory_of(job.args.model))
-    window = f" window={job.args.window}" if dataset.kind == "stream" else ""
-    records = []
-    for plan, result in zip(job.plans, answered, strict=True):
-        for metric in job.metrics:
-            compared = compare(metric, dataset, exact, result.answers)
-            records.append(
-                AccuracyRecord(
-                    model=model,
-                    codec=str(plan.codec),
-                    shares=plan.shares,
-                    dtype=job.dtype,
-                    dataset=dataset.name + window,
-                    split=dataset.split,
-                    metric=metric,
-                    num_inputs=task.num_inputs,
-                    num_alone=result.num_alone,
-                    exact=compared.exact,
-                    value=compared.value,
-                    low=compared.low,
-                    high=compared.high,
-                    agreement=compared.agreement,
-                    relative_bytes=result.relative_bytes,
-                )
-            )
-    return records
+    model = fingerprint(directory_of(job.args.model))
+    subject = Subject(model=model, dtype=job.dtype, dataset=job.dataset, window=job.args.window)
+    return measure(subject, job.metrics, exact, list(zip(job.plans, answered, strict=True)))
 
 
 def _keep(path: Path, records: Sequence[AccuracyRecord]) -> None:
