@@ -28,8 +28,9 @@ TOLERANCE = 1e-5  # float64, of outputs of order one; log counts are float32
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[edgeprism.Cluster]:
-    """Three devices, threads of this process."""
-    with edgeprism.Cluster.in_process(3) as cluster:
+    """Three devices, threads of this process, and patience for a machine that has other things to do."""
+    with pytest.MonkeyPatch.context() as patch, edgeprism.Cluster.in_process(3) as cluster:
+        patch.setenv("EDGEPRISM_DEADLINE_S", "60")
         yield cluster
 
 

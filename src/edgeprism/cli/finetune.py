@@ -1,0 +1,282 @@
+"""`edgeprism finetune`: trains a model with a codec in its forward pass, and writes a Hugging Face directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.cli.need_torch import need_torch
+from edgeprism.cli.source import config_directory
+from edgeprism.errors import InputError
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.model import ModelSpec
+from edgeprism.specs.plan import Plan
+
+if TYPE_CHECKING:
+    from edgeprism.evaluate.examples import Examples
+    from edgeprism.evaluate.finetune import OnStep, Settings, Trainer
+
+RATES = {"low-rank": 3e-4, "full": 2e-5}
+"""Default peak learning rates."""
+MOST_HELD_OUT = 500
+WARMUP = 0.05  # of the steps
+PERIOD_S = 10.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command's arguments."""
+    parser = subparsers.add_parser(
+        "finetune",
+        help="train a model to answer through a codec as it did without",
+        description="Trains a model with a codec in its forward pass, and writes an ordinary Hugging Face directory.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="whose training part is used: cifar10 or sst2")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="folder that holds the data")
+    parser.add_argument("--codec", required=True, metavar="C", help="what will travel, like means:9.9")
+    parser.add_argument("--devices", type=int, default=2, metavar="P", help="devices that share tokens (default: 2)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write; must not exist")
+    parser.add_argument(
+        "--loss",
+        choices=("distil", "task"),
+        default="distil",
+        help="learn the model's own answers on one device, which takes no labels, or the labels (default: distil)",
+    )
+    parser.add_argument("--full", action="store_true", help="train every weight, not low-rank changes of them")
+    parser.add_argument("--rank", type=int, default=16, metavar="R", help="rank of the changes (default: 16)")
+    parser.add_argument("--epochs", type=float, default=1.0, metavar="E", help="passes over the data (default: 1)")
+    parser.add_argument("--steps", type=int, metavar="N", help="batches to train on, instead of --epochs")
+    parser.add_argument("--batch", type=int, default=32, metavar="B", help="inputs in one step (default: 32)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: 3e-4, with --full 2e-5)")
+    parser.add_argument("--seed", type=int, default=0, help="of order, initial adaptors and dropout (default: 0)")
+    parser.add_argument("--no-vary", action="store_true", help="under distil: do not crop and flip pictures at random")
+    parser.add_argument("--limit", type=int, metavar="N", help="use the first N inputs of the data only")
+    parser.add_argument(
+        "--hold-out",
+        type=int,
+        metavar="N",
+        help="keep the last N of them out of training, and score them before and after (default: a tenth, 500 at most)",
+    )
+    parser.add_argument("--dtype", default="float32", help="that products are computed in: float32 or bfloat16")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=100, metavar="N", help="steps between checkpoints (default: 100)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint that was left beside --output")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Train, write and print. InputError (one line, exit 2) for whatever cannot be used."""
+    codec = _check(args)
+    directory = config_directory(args.model)
+    spec = ModelSpec.from_directory(directory)
+    _say("loading torch and the model")
+    need_torch()
+    from edgeprism.evaluate.examples import Examples
+    from edgeprism.evaluate.training_data import load_training
+    from edgeprism.evaluate.write_model import check_output
+
+    check_output(args.output)
+    data = load_training(args.dataset, args.data)
+    examples = Examples(data, directory, spec, codec, args.devices)
+    if examples.num_left_out:
+        _say(f"{examples.num_left_out} texts are too short for codec {codec} and are left out")
+    document = _train(args, examples)
+    print(json.dumps(document, indent=2) if args.json else _summary(document), flush=True)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> CodecSpec:
+    for name in ("rank", "steps", "batch", "limit", "checkpoint_every"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    for name in ("epochs", "lr"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name} must be more than 0, not {value:g}")
+    if args.hold_out is not None and args.hold_out < 0:
+        raise InputError(f"--hold-out must not be negative, and is {args.hold_out}")
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed must be between 0 and {2**32 - 1}, not {args.seed}")
+    if args.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype must be float32 or bfloat16, not {args.dtype!r}")
+    codec = CodecSpec.parse(args.codec)
+    Plan.even("sequence", args.devices, codec)
+    if args.devices < 2:
+        raise InputError(f"--devices must be at least 2, not {args.devices}: on one device nothing travels")
+    return codec
+
+
+def _train(args: argparse.Namespace, examples: Examples) -> dict[str, Any]:
+    """Trains, scores, writes; what it did, as a document."""
+    from dataclasses import asdict
+
+    from edgeprism.evaluate.finetune import Trainer
+    from edgeprism.evaluate.write_model import write_model
+    from edgeprism.models.load import directory_of, load_pretrained
+    from edgeprism.models.manifest import fingerprint
+
+    indices, held_out = _divide(examples.indices[: args.limit], args.hold_out)
+    settings = _settings(args, sum(1 for _ in examples.batches(indices, args.batch)), is_pictures=examples.is_pictures)
+    import torch
+
+    student: Any = load_pretrained(args.model)
+    stored_dtype = student.dtype
+    device = _device(args.device)
+    student.float().to(device)
+    before = _scores(student, examples, held_out, settings, names=("one_device", "codec"))
+    teacher: Any = None
+    if settings.loss == "distil":
+        teacher = load_pretrained(args.model, dtype=torch.float32).to(device)  # type: ignore[arg-type]
+    source = {
+        "dataset": args.dataset,
+        "num_examples": len(indices),
+        "fingerprint": fingerprint(directory_of(args.model)),
+    }
+    trainer = Trainer(student, teacher, examples, indices, settings, source)
+    checkpoint = args.output.with_name(args.output.name + ".checkpoint")
+    _take_up(trainer, checkpoint, resume=args.resume)
+    began_s = time.monotonic()
+    with _progress(settings.num_steps, trainer.num_steps_done) as told:
+        trainer.run(_and_save(trainer, checkpoint, args.checkpoint_every, told))
+    duration_s = time.monotonic() - began_s
+    model: Any = trainer.finish()
+    model.to(stored_dtype).float()  # scored as it is stored
+    after = _scores(model, examples, held_out, settings, names=("finetuned_one_device", "finetuned_codec"))
+    document = {
+        "model": args.model,
+        "output": str(args.output),
+        "settings": asdict(settings),
+        **source,
+        "num_trained_weights": trainer.num_trained,
+        "device": device,
+        "torch": torch.__version__,
+        "duration_s": round(duration_s, 1),
+        "held_out": {"num_inputs": len(held_out), "measure": _measure(model), **before, **after},
+    }
+    model.to(stored_dtype).cpu()
+    write_model(model, directory_of(args.model), args.output, document)
+    checkpoint.unlink(missing_ok=True)
+    return document
+
+
+def _divide(indices: list[int], num_held_out: int | None) -> tuple[list[int], list[int]]:
+    """Examples to train on, and the last ones, which are not."""
+    if num_held_out is None:
+        num_held_out = min(MOST_HELD_OUT, len(indices) // 10)
+    if num_held_out >= len(indices):
+        raise InputError(f"--hold-out {num_held_out} leaves none of the {len(indices)} inputs to train on")
+    cut = len(indices) - num_held_out
+    return indices[:cut], indices[cut:]
+
+
+def _settings(args: argparse.Namespace, num_batches: int, *, is_pictures: bool) -> Settings:
+    from edgeprism.evaluate.finetune import Settings
+
+    num_steps = args.steps or max(1, round(args.epochs * num_batches))
+    return Settings(
+        codec=str(CodecSpec.parse(args.codec)),
+        num_devices=args.devices,
+        num_steps=num_steps,
+        batch_size=args.batch,
+        learning_rate=args.lr or RATES["full" if args.full else "low-rank"],
+        rank=0 if args.full else args.rank,
+        loss=args.loss,
+        dtype=args.dtype,
+        seed=args.seed,
+        varies=is_pictures and args.loss == "distil" and not args.no_vary,
+        num_warmup_steps=round(WARMUP * num_steps),
+    )
+
+
+def _scores(model: Any, examples: Examples, held_out: list[int], settings: Settings, *, names: Any) -> dict[str, float]:
+    """How the model does on held-out inputs, on one device and through the codec, under these names."""
+    from edgeprism.evaluate.finetune import score
+    from edgeprism.evaluate.trainable import with_codec, without_codec
+
+    if not held_out:
+        return {}
+    _say(f"scoring {len(held_out)} held-out inputs")
+    alone = score(model, examples, held_out, settings.dtype)
+    with_codec(model, settings.codec, settings.num_devices)
+    divided = score(model, examples, held_out, settings.dtype)
+    without_codec(model)
+    return {names[0]: alone, names[1]: divided}
+
+
+def _take_up(trainer: Trainer, checkpoint: Path, *, resume: bool) -> None:
+    if resume and not checkpoint.exists():
+        raise InputError(f"there is no checkpoint {checkpoint} to go on from; begin without --resume")
+    if checkpoint.exists() and not resume:
+        raise InputError(f"{checkpoint} is left of an unfinished run; go on with --resume, or delete it")
+    if resume:
+        trainer.resume(checkpoint)
+        _say(f"going on after step {trainer.num_steps_done}")
+
+
+def _and_save(trainer: Trainer, checkpoint: Path, every: int, told: OnStep) -> OnStep:
+    def on_step(num_done: int, loss: float) -> None:
+        if num_done % every == 0:
+            trainer.save(checkpoint)
+        told(num_done, loss)
+
+    return on_step
+
+
+@contextmanager
+def _progress(num_steps: int, num_done: int) -> Iterator[Callable[[int, float], None]]:
+    """A bar with the time left on a terminal, elsewhere a line now and then."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    period_s = 0.1 if sys.stderr.isatty() else PERIOD_S
+    with tqdm(
+        total=num_steps, initial=num_done, desc="edgeprism", unit="step", file=sys.stderr, mininterval=period_s
+    ) as bar:
+        mean = math.nan
+
+        def told(num_done: int, loss: float) -> None:
+            nonlocal mean
+            mean = loss if math.isnan(mean) else 0.95 * mean + 0.05 * loss
+            bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
+            bar.update()
+
+        yield told
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name not in (None, "cpu", "cuda"):
+        raise InputError(f"--device must be cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _measure(model: Any) -> str:
+    return "mean squared error" if model.config.num_labels == 1 else "accuracy"
+
+
+def _summary(document: dict[str, Any]) -> str:
+    held_out, settings = document["held_out"], document["settings"]
+    lines = [f"{document['output']}: trained {settings['num_steps']} steps in {document['duration_s']:.0f} s"]
+    if held_out["num_inputs"]:
+        lines.append(f"{held_out['measure']} on {held_out['num_inputs']} held-out inputs")
+        for name, words in (("", "before"), ("finetuned_", "after")):
+            one, divided = held_out[f"{name}one_device"], held_out[f"{name}codec"]
+            where = f"{settings['codec']} on {settings['num_devices']} devices"
+            lines.append(f"  {words:<7} one device {one:.4f}   {where} {divided:.4f}")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(f"edgeprism: {text}", file=sys.stderr)
