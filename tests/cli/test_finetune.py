@@ -32,6 +32,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model_directory("ViTForImageClassification", root / "vit", hidden_dropout_prob=0.1)
     write_model_directory("BertForSequenceClassification", root / "bert")
     write_model_directory("ViTModel", root / "bare")
+    write_model_directory("ViTForImageClassification", root / "few", num_labels=3)
     write_data(root / "data")
     return root
 
@@ -153,8 +154,13 @@ def test_models_and_places_that_cannot_be_used(root: Path, tmp_path: Path, capsy
     """A model without labels, one for other inputs, a directory that exists, a place that does not."""
     assert finetune(root, tmp_path / "out", model="bare") == 2
     assert finetune(root, tmp_path / "out", model="bert") == 2
+    assert finetune(root, tmp_path / "out", model="few") == 2
     assert finetune(root, tmp_path) == 2
     assert finetune(root, tmp_path / "no" / "out") == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
-    for line, words in zip(errors, ("ViTModel is none", "classifies pictures", "exists", "no directory"), strict=True):
+    for line, words in zip(
+        errors,
+        ("ViTModel is none", "classifies pictures", "go from 0 to 4; this head has 3", "exists", "no directory"),
+        strict=True,
+    ):
         assert words in line

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,3 +87,17 @@ def test_data_that_cannot_be_used(root: Path, tmp_path: Path) -> None:
     pictures = TrainingData(name="p", kind="pictures", inputs=[np.zeros((2, 2, 3))], targets=np.zeros(1))
     with pytest.raises(InputError, match="classifies pictures; BertForSequenceClassification is none"):
         Examples(pictures, root / "bert", ModelSpec.from_directory(root / "bert"), CodecSpec(), 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"problem_type": "multi_label_classification"}, "several labels"),
+        ({"model_type": "gpt2", "pad_token_id": None}, "pad_token_id"),
+    ],
+)
+def test_heads_that_cannot_be_trained(root: Path, changes: dict[str, Any], message: str) -> None:
+    """Several labels at once, and a decoder that cannot find a text's end."""
+    config = SimpleNamespace(**{"num_labels": 2, "problem_type": None, "model_type": "bert", **changes})
+    with pytest.raises(InputError, match=message):
+        texts(root, "int8").check_head(config)

@@ -130,6 +130,7 @@ def _train(args: argparse.Namespace, examples: Examples) -> dict[str, Any]:
     import torch
 
     student: Any = load_pretrained(args.model)
+    examples.check_head(student.config)
     stored_dtype = student.dtype
     device = _device(args.device)
     student.float().to(device)

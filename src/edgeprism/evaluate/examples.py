@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,17 @@ class Examples:
         self.num_left_out = len(self._lengths) - len(self.indices)
         if not self.indices:
             raise PlanError(f"every text of {data.name} is too short for codec {codec} on {num_devices} devices")
+
+    def check_head(self, config: Any) -> None:
+        """InputError where the head of a model with this config cannot be trained on these targets."""
+        num_labels = config.num_labels
+        if config.problem_type == "multi_label_classification":
+            raise InputError("this head gives several labels to one input; finetune trains heads that give one")
+        if num_labels > 1 and int(self._targets.max()) >= num_labels:
+            largest, name = int(self._targets.max()), self._data.name
+            raise InputError(f"the labels of {name} go from 0 to {largest}; this head has {num_labels} labels only")
+        if not self.is_pictures and config.model_type == "gpt2" and config.pad_token_id is None:
+            raise InputError("a batch needs pad_token_id in config.json, to find each text's last token; it is not set")
 
     def batches(self, indices: Indices, size: int, rng: np.random.Generator | None = None) -> list[Indices]:
         """``indices`` in batches of one length, at most ``size`` each; in random order where ``rng`` is given."""

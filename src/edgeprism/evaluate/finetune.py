@@ -8,6 +8,7 @@ on from its checkpoint to the same weights, bit for bit, on the same machine.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections.abc import Callable
@@ -186,6 +187,8 @@ class Trainer:
 def logits_of(model: PreTrainedModel, inputs: Batch, dtype: str) -> Tensor:
     """Logits in float32 of a forward pass whose products are computed in ``dtype``."""
     kind = model.device.type
+    if "token_type_ids" not in inspect.signature(model.forward).parameters:  # some tokenizers give them to any model
+        inputs = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
     with torch.autocast(kind, dtype=getattr(torch, dtype), enabled=dtype != "float32"):
         return model(**inputs).logits.float()  # type: ignore[no-any-return]
 

@@ -64,6 +64,7 @@ def with_codec(
             module.register_forward_hook(hooks.after, with_kwargs=True),
         ]
     model.set_attn_implementation(IMPLEMENTATION)
+    assert model.config._attn_implementation == IMPLEMENTATION, "transformers refused, with a warning"
     setattr(model, _ATTRIBUTE, wrapping)
     return model
 
