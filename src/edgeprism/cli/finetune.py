@@ -9,15 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.cli import finetune_options
 from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.source import config_directory
 from edgeprism.errors import InputError
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec
-from edgeprism.specs.plan import Plan
 
 if TYPE_CHECKING:
     from edgeprism.evaluate.examples import Examples
@@ -37,45 +38,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="train a model to answer through a codec as it did without",
         description="Trains a model with a codec in its forward pass, and writes an ordinary Hugging Face directory.",
     )
-    parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="whose training part is used: cifar10 or sst2")
-    parser.add_argument("--data", type=Path, metavar="PATH", help="folder that holds the data")
-    parser.add_argument("--codec", required=True, metavar="C", help="what will travel, like means:9.9")
-    parser.add_argument("--devices", type=int, default=2, metavar="P", help="devices that share tokens (default: 2)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to write; must not exist")
-    parser.add_argument(
-        "--loss",
-        choices=("distil", "task"),
-        default="distil",
-        help="learn the model's own answers on one device, which takes no labels, or the labels (default: distil)",
-    )
-    parser.add_argument("--full", action="store_true", help="train every weight, not low-rank changes of them")
-    parser.add_argument("--rank", type=int, default=16, metavar="R", help="rank of the changes (default: 16)")
-    parser.add_argument("--epochs", type=float, default=1.0, metavar="E", help="passes over the data (default: 1)")
-    parser.add_argument("--steps", type=int, metavar="N", help="batches to train on, instead of --epochs")
-    parser.add_argument("--batch", type=int, default=32, metavar="B", help="inputs in one step (default: 32)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: 3e-4, with --full 2e-5)")
-    parser.add_argument("--seed", type=int, default=0, help="of order, initial adaptors and dropout (default: 0)")
-    parser.add_argument("--no-vary", action="store_true", help="under distil: do not crop and flip pictures at random")
-    parser.add_argument("--limit", type=int, metavar="N", help="use the first N inputs of the data only")
-    parser.add_argument(
-        "--hold-out",
-        type=int,
-        metavar="N",
-        help="keep the last N of them out of training, and score them before and after (default: a tenth, 500 at most)",
-    )
-    parser.add_argument("--dtype", default="float32", help="that products are computed in: float32 or bfloat16")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
-    parser.add_argument(
-        "--checkpoint-every", type=int, default=100, metavar="N", help="steps between checkpoints (default: 100)"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint that was left beside --output")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    finetune_options.add_arguments(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Train, write and print. InputError (one line, exit 2) for whatever cannot be used."""
-    codec = _check(args)
+    codec = finetune_options.check(args)
     directory = config_directory(args.model)
     spec = ModelSpec.from_directory(directory)
     _say("loading torch and the model")
@@ -85,40 +53,19 @@ def execute(args: argparse.Namespace) -> int:
     from edgeprism.evaluate.write_model import check_output
 
     check_output(args.output)
+    checkpoint = _checkpoint(args)
     data = load_training(args.dataset, args.data)
     examples = Examples(data, directory, spec, codec, args.devices)
     if examples.num_left_out:
         _say(f"{examples.num_left_out} texts are too short for codec {codec} and are left out")
-    document = _train(args, examples)
+    document = _train(args, examples, checkpoint)
     print(json.dumps(document, indent=2) if args.json else _summary(document), flush=True)
     return 0
 
 
-def _check(args: argparse.Namespace) -> CodecSpec:
-    for name in ("rank", "steps", "batch", "limit", "checkpoint_every"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    for name in ("epochs", "lr"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"--{name} must be more than 0, not {value:g}")
-    if args.hold_out is not None and args.hold_out < 0:
-        raise InputError(f"--hold-out must not be negative, and is {args.hold_out}")
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed must be between 0 and {2**32 - 1}, not {args.seed}")
-    if args.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"--dtype must be float32 or bfloat16, not {args.dtype!r}")
-    codec = CodecSpec.parse(args.codec)
-    Plan.even("sequence", args.devices, codec)
-    if args.devices < 2:
-        raise InputError(f"--devices must be at least 2, not {args.devices}: on one device nothing travels")
-    return codec
-
-
-def _train(args: argparse.Namespace, examples: Examples) -> dict[str, Any]:
+def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> dict[str, Any]:
     """Trains, scores, writes; what it did, as a document."""
-    from dataclasses import asdict
+    import torch
 
     from edgeprism.evaluate.finetune import Trainer
     from edgeprism.evaluate.write_model import write_model
@@ -127,8 +74,6 @@ def _train(args: argparse.Namespace, examples: Examples) -> dict[str, Any]:
 
     indices, held_out = _divide(examples.indices[: args.limit], args.hold_out)
     settings = _settings(args, sum(1 for _ in examples.batches(indices, args.batch)), is_pictures=examples.is_pictures)
-    import torch
-
     student: Any = load_pretrained(args.model)
     examples.check_head(student.config)
     stored_dtype = student.dtype
@@ -144,8 +89,9 @@ def _train(args: argparse.Namespace, examples: Examples) -> dict[str, Any]:
         "fingerprint": fingerprint(directory_of(args.model)),
     }
     trainer = Trainer(student, teacher, examples, indices, settings, source)
-    checkpoint = args.output.with_name(args.output.name + ".checkpoint")
-    _take_up(trainer, checkpoint, resume=args.resume)
+    if args.resume:
+        trainer.resume(checkpoint)
+        _say(f"going on after step {trainer.num_steps_done}")
     began_s = time.monotonic()
     with _progress(settings.num_steps, trainer.num_steps_done) as told:
         trainer.run(_and_save(trainer, checkpoint, args.checkpoint_every, told))
@@ -214,14 +160,14 @@ def _scores(model: Any, examples: Examples, held_out: list[int], settings: Setti
     return {names[0]: alone, names[1]: divided}
 
 
-def _take_up(trainer: Trainer, checkpoint: Path, *, resume: bool) -> None:
-    if resume and not checkpoint.exists():
-        raise InputError(f"there is no checkpoint {checkpoint} to go on from; begin without --resume")
-    if checkpoint.exists() and not resume:
-        raise InputError(f"{checkpoint} is left of an unfinished run; go on with --resume, or delete it")
-    if resume:
-        trainer.resume(checkpoint)
-        _say(f"going on after step {trainer.num_steps_done}")
+def _checkpoint(args: argparse.Namespace) -> Path:
+    """Where checkpoints lie; InputError where the one that --resume needs is missing, or one is in the way."""
+    path: Path = args.output.with_name(args.output.name + ".checkpoint")
+    if args.resume and not path.exists():
+        raise InputError(f"there is no checkpoint {path} to go on from; begin without --resume")
+    if path.exists() and not args.resume:
+        raise InputError(f"{path} is left of an unfinished run; go on with --resume, or delete it")
+    return path
 
 
 def _and_save(trainer: Trainer, checkpoint: Path, every: int, told: OnStep) -> OnStep:
