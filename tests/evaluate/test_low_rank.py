@@ -17,7 +17,7 @@ def test_adapted_trained_and_merged(architecture: str) -> None:
     """Adapted, a model computes what it did; merged, what it did when adapted, and edgeprism takes it again."""
     model, inputs = make(architecture), example(architecture)
     before, names = expected(model, inputs), list(model.state_dict())
-    adapt(model, 4)
+    adapt(model, 4, trains_head=True)
     assert difference(expected(model, inputs), before, inputs) < 1e-5
     for layer in model.modules():
         if isinstance(layer, LowRank):
@@ -33,12 +33,20 @@ def test_adapted_trained_and_merged(architecture: str) -> None:
 def test_what_is_trained() -> None:
     """Adaptors and the head; of a language model's head not the part that is its embedding."""
     model = make("BertForMaskedLM")
-    adapt(model, 4)
+    adapt(model, 4, trains_head=True)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name.split(".")[-1] for name in trained if name.startswith("bert.")} == {"low_a", "low_b"}
     assert "cls.predictions.transform.dense.weight" in trained
     assert not any("word_embeddings" in name or "decoder.weight" in name for name in trained)
     assert sum(isinstance(module, LowRank) for module in model.modules()) == 3 * 6
+
+
+def test_the_head_is_frozen_unless_asked_for() -> None:
+    """Then adaptors are all that is trained."""
+    model = make("ViTForImageClassification")
+    adapt(model, 4, trains_head=False)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert {name.split(".")[-1] for name in trained} == {"low_a", "low_b"}
 
 
 def test_computes_under_autocast() -> None:

@@ -39,10 +39,11 @@ class LowRank(nn.Module):
         return self.base
 
 
-def adapt(model: PreTrainedModel, rank: int) -> None:
-    """Freezes ``model`` but for its head, and puts an adaptor on every linear layer below the head, in place."""
+def adapt(model: PreTrainedModel, rank: int, *, trains_head: bool) -> None:
+    """Freezes ``model``, its head too unless asked for, and puts an adaptor on every linear layer below it, in place."""
     body = model.base_model
-    body.requires_grad_(False)  # weights that a language model's head shares with the embedding are frozen by this
+    frozen = body if trains_head else model  # what a language model's head shares with the embedding is in both
+    frozen.requires_grad_(False)
     layers = [(name, layer) for name, layer in body.named_modules() if type(layer) in (nn.Linear, Conv1D)]
     for name, layer in layers:
         body.set_submodule(name, LowRank(layer, rank))
