@@ -40,7 +40,7 @@ class LowRank(nn.Module):
 
 
 def adapt(model: PreTrainedModel, rank: int, *, trains_head: bool) -> None:
-    """Freezes ``model``, its head too unless asked for, and puts an adaptor on every linear layer below it, in place."""
+    """Freezes ``model``, its head too unless asked for, and adapts every linear layer below the head, in place."""
     body = model.base_model
     frozen = body if trains_head else model  # what a language model's head shares with the embedding is in both
     frozen.requires_grad_(False)
