@@ -13,13 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgeprism.evaluate.trainable import with_codec, without_codec
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import Engine, load
     from edgeprism.runtime.trace import Trace
     from edgeprism.specs.codec import CodecSpec
     from edgeprism.specs.plan import Plan
 
-__all__ = ["Cluster", "CodecSpec", "Engine", "Plan", "Trace", "load"]
+__all__ = ["Cluster", "CodecSpec", "Engine", "Plan", "Trace", "load", "with_codec", "without_codec"]
 
 # Loaded on first use: `edgeprism --help` and `edgeprism plan` answer without torch.
 _HOMES = {
@@ -29,6 +30,8 @@ _HOMES = {
     "Plan": "edgeprism.specs.plan",
     "Trace": "edgeprism.runtime.trace",
     "load": "edgeprism.runtime.engine",
+    "with_codec": "edgeprism.evaluate.trainable",
+    "without_codec": "edgeprism.evaluate.trainable",
 }
 
 try:

@@ -1,0 +1,232 @@
+"""`edgeprism finetune`: trains a model with a codec in its forward pass, and writes a Hugging Face directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprism.cli import finetune_options
+from edgeprism.cli.bar import say
+from edgeprism.cli.need_torch import need_torch
+from edgeprism.cli.source import config_directory
+from edgeprism.errors import InputError
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.model import ModelSpec
+
+if TYPE_CHECKING:
+    from edgeprism.codecs.calibration import Calibration
+    from edgeprism.evaluate.examples import Examples
+    from edgeprism.evaluate.finetune import OnStep, Settings, Trainer
+
+RATES = {"low-rank": 3e-4, "full": 2e-5}
+"""Default peak learning rates."""
+MOST_HELD_OUT = 500
+WARMUP = 0.05  # of the steps
+PERIOD_S = 10.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command's arguments."""
+    parser = subparsers.add_parser(
+        "finetune",
+        help="train a model to answer through a codec as it did without",
+        description="Trains a model with a codec in its forward pass, and writes an ordinary Hugging Face directory.",
+    )
+    finetune_options.add_arguments(parser)
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Train, write and print. InputError (one line, exit 2) for whatever cannot be used."""
+    codec = finetune_options.check(args)
+    directory = config_directory(args.model)
+    spec = ModelSpec.from_directory(directory)
+    say("loading torch and the model")
+    need_torch()
+    from edgeprism.evaluate.examples import Examples
+    from edgeprism.evaluate.training_data import load_training
+    from edgeprism.evaluate.write_model import check_output
+
+    check_output(args.output)
+    checkpoint = _checkpoint(args)
+    data = load_training(args.dataset, args.data)
+    examples = Examples(data, directory, spec, codec, args.devices)
+    if examples.num_left_out:
+        say(f"{examples.num_left_out} texts are too short for codec {codec} and are left out")
+    document = _train(args, examples, checkpoint)
+    print(json.dumps(document, indent=2) if args.json else _summary(document), flush=True)
+    return 0
+
+
+def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> dict[str, Any]:
+    """Trains, scores, writes; what it did, as a document."""
+    import torch
+
+    from edgeprism.evaluate.finetune import Trainer
+    from edgeprism.evaluate.write_model import write_model
+    from edgeprism.models.load import directory_of, load_pretrained
+    from edgeprism.models.manifest import fingerprint
+    from edgeprism.runtime.calibrations import find
+
+    codec = CodecSpec.parse(args.codec)
+    tables = find(args.model, [codec], args.calibration).get(str(codec))
+    indices, held_out = _divide(examples.indices[: args.limit], args.hold_out)
+    settings = _settings(args, sum(1 for _ in examples.batches(indices, args.batch)), is_pictures=examples.is_pictures)
+    student: Any = load_pretrained(args.model)
+    examples.check_head(student.config)
+    stored_dtype = student.dtype
+    device = _device(args.device)
+    student.float().to(device)
+    before = _scores(student, examples, held_out, settings, tables, names=("one_device", "codec"))
+    teacher: Any = None
+    if settings.loss == "distil":
+        teacher = load_pretrained(args.model, dtype=torch.float32).to(device)  # type: ignore[arg-type]
+    source = {
+        "dataset": args.dataset,
+        "num_examples": len(indices),
+        "fingerprint": fingerprint(directory_of(args.model)),
+    }
+    trainer = Trainer(student, teacher, examples, indices, settings, source, tables)
+    if args.resume:
+        trainer.resume(checkpoint)
+        say(f"going on after step {trainer.num_steps_done}")
+    began_s = time.monotonic()
+    with _progress(settings.num_steps, trainer.num_steps_done) as told:
+        trainer.run(_and_save(trainer, checkpoint, args.checkpoint_every, told))
+    duration_s = time.monotonic() - began_s
+    model: Any = trainer.finish()
+    model.to(stored_dtype).float()  # scored as it is stored
+    after = _scores(model, examples, held_out, settings, tables, names=("finetuned_one_device", "finetuned_codec"))
+    document = {
+        "model": args.model,
+        "output": str(args.output),
+        "settings": asdict(settings),
+        **source,
+        "num_trained_weights": trainer.num_trained,
+        "device": device,
+        "torch": torch.__version__,
+        "duration_s": round(duration_s, 1),
+        "held_out": {"num_inputs": len(held_out), "measure": _measure(model), **before, **after},
+    }
+    model.to(stored_dtype).cpu()
+    write_model(model, directory_of(args.model), args.output, document)
+    checkpoint.unlink(missing_ok=True)
+    return document
+
+
+def _divide(indices: list[int], num_held_out: int | None) -> tuple[list[int], list[int]]:
+    """Examples to train on, and the last ones, which are not."""
+    if num_held_out is None:
+        num_held_out = min(MOST_HELD_OUT, len(indices) // 10)
+    if num_held_out >= len(indices):
+        raise InputError(f"--hold-out {num_held_out} leaves none of the {len(indices)} inputs to train on")
+    cut = len(indices) - num_held_out
+    return indices[:cut], indices[cut:]
+
+
+def _settings(args: argparse.Namespace, num_batches: int, *, is_pictures: bool) -> Settings:
+    from edgeprism.evaluate.finetune import Settings
+
+    num_steps = args.steps or max(1, round(args.epochs * num_batches))
+    return Settings(
+        codec=str(CodecSpec.parse(args.codec)),
+        num_devices=args.devices,
+        num_steps=num_steps,
+        batch_size=args.batch,
+        learning_rate=args.lr or RATES["full" if args.full else "low-rank"],
+        rank=0 if args.full else args.rank,
+        loss=args.loss,
+        dtype=args.dtype,
+        seed=args.seed,
+        varies=is_pictures and args.loss == "distil" and not args.no_vary,
+        num_warmup_steps=round(WARMUP * num_steps),
+    )
+
+
+def _scores(
+    model: Any, examples: Examples, held_out: list[int], settings: Settings, tables: Calibration | None, *, names: Any
+) -> dict[str, float]:
+    """How the model does on held-out inputs, on one device and through the codec, under these names."""
+    from edgeprism.evaluate.finetune import score
+    from edgeprism.evaluate.trainable import with_codec, without_codec
+
+    if not held_out:
+        return {}
+    say(f"scoring {len(held_out)} held-out inputs")
+    alone = score(model, examples, held_out, settings.dtype)
+    with_codec(model, settings.codec, settings.num_devices, calibration=tables)
+    divided = score(model, examples, held_out, settings.dtype)
+    without_codec(model)
+    return {names[0]: alone, names[1]: divided}
+
+
+def _checkpoint(args: argparse.Namespace) -> Path:
+    """Where checkpoints lie; InputError where the one that --resume needs is missing, or one is in the way."""
+    path: Path = args.output.with_name(args.output.name + ".checkpoint")
+    if args.resume and not path.exists():
+        raise InputError(f"there is no checkpoint {path} to go on from; begin without --resume")
+    if path.exists() and not args.resume:
+        raise InputError(f"{path} is left of an unfinished run; go on with --resume, or delete it")
+    return path
+
+
+def _and_save(trainer: Trainer, checkpoint: Path, every: int, told: OnStep) -> OnStep:
+    def on_step(num_done: int, loss: float) -> None:
+        if num_done % every == 0:
+            trainer.save(checkpoint)
+        told(num_done, loss)
+
+    return on_step
+
+
+@contextmanager
+def _progress(num_steps: int, num_done: int) -> Iterator[Callable[[int, float], None]]:
+    """A bar with the time left on a terminal, elsewhere a line now and then."""
+    from tqdm import tqdm
+
+    period_s = 0.1 if sys.stderr.isatty() else PERIOD_S
+    with tqdm(
+        total=num_steps, initial=num_done, desc="edgeprism", unit="step", file=sys.stderr, mininterval=period_s
+    ) as bar:
+        mean = math.nan
+
+        def told(num_done: int, loss: float) -> None:
+            nonlocal mean
+            mean = loss if math.isnan(mean) else 0.95 * mean + 0.05 * loss
+            bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
+            bar.update()
+
+        yield told
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name not in (None, "cpu", "cuda"):
+        raise InputError(f"--device must be cpu or cuda, not {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _measure(model: Any) -> str:
+    return "mean squared error" if model.config.num_labels == 1 else "accuracy"
+
+
+def _summary(document: dict[str, Any]) -> str:
+    held_out, settings = document["held_out"], document["settings"]
+    lines = [f"{document['output']}: trained {settings['num_steps']} steps in {document['duration_s']:.0f} s"]
+    if held_out["num_inputs"]:
+        lines.append(f"{held_out['measure']} on {held_out['num_inputs']} held-out inputs")
+        for name, words in (("", "before"), ("finetuned_", "after")):
+            one, divided = held_out[f"{name}one_device"], held_out[f"{name}codec"]
+            where = f"{settings['codec']} on {settings['num_devices']} devices"
+            lines.append(f"  {words:<7} one device {one:.4f}   {where} {divided:.4f}")
+    return "\n".join(lines)

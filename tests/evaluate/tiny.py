@@ -1,0 +1,48 @@
+"""Tiny model directories and training data in the formats of CIFAR-10 (as .npz) and SST-2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
+
+from tests.families import NUM_LABELS, is_text, make
+
+WORDS = "[PAD] [UNK] a the cat dog mat sat on went home again today good bad".split()  # noqa: SIM905
+_TEXTS = (
+    "a good cat",
+    "the bad dog went home",
+    "the cat sat on the good mat again today",
+    "a bad dog sat on a bad mat",
+)
+SENTENCES = [(text if i < 4 else f"{text} today", i % 2) for i in range(12) for text in [_TEXTS[i % 4]]]
+"""(text, label); one token a word."""
+
+
+def write_model_directory(architecture: str, path: Path, **changes: Any) -> None:
+    """A random model with what turns pictures or texts into its inputs."""
+    if not is_text(architecture):
+        make(architecture, **changes).save_pretrained(path)
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(path)
+        return
+    make(architecture, pad_token_id=0, **changes).save_pretrained(path)
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(path)
+
+
+def write_data(path: Path, *, num_pictures: int = 24) -> None:
+    """Pictures in a colour for each label, and SENTENCES."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(NUM_LABELS, size=num_pictures).astype(np.uint8)
+    colours = rng.integers(256, size=(NUM_LABELS, 1, 1, 3))
+    noise = rng.integers(-20, 20, size=(num_pictures, 32, 32, 3))
+    images = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
+    (path / "cifar10").mkdir(parents=True)
+    np.savez(path / "cifar10" / "train_5k.npz", images=images, labels=labels)
+    (path / "sst2").mkdir()
+    lines = ["sentence\tlabel", *(f"{text}\t{label}" for text, label in SENTENCES)]
+    (path / "sst2" / "train.tsv").write_text("\n".join(lines) + "\n")
