@@ -12,6 +12,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.cli.need_torch import need_torch
+
 if TYPE_CHECKING:
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import Engine, load
@@ -31,6 +33,8 @@ _HOMES = {
     "load": "edgeprism.runtime.engine",
 }
 
+_WITH_TORCH = {"Cluster", "Engine", "load"}
+
 try:
     __version__ = version("edgeprism")
 except PackageNotFoundError:  # used from a source tree that is not installed
@@ -40,6 +44,8 @@ except PackageNotFoundError:  # used from a source tree that is not installed
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeprism' has no attribute {name!r}")
+    if name in _WITH_TORCH:
+        need_torch()
     return getattr(import_module(_HOMES[name]), name)
 
 
