@@ -51,6 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--shares", metavar="S,S,...", help="fractions of the work by device")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as the model is stored)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if a kernel runs there, else cpu)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads that this process computes with (default: as torch chooses)"
+    )
     parser.add_argument("--batch", type=int, default=8, metavar="B", help="inputs in one request at most (default: 8)")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="labels to show (default: 5)")
     parser.add_argument("--max-new-tokens", type=int, default=20, metavar="N", help="length of a continuation")
@@ -61,9 +64,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def execute(args: argparse.Namespace) -> int:
     """Run and print. InputError (one line, exit 2) for whatever cannot be used."""
     stream_options.check_options(args)
-    for name, value in (("--batch", args.batch), ("--top", args.top), ("--max-new-tokens", args.max_new_tokens)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, not {value}")
+    for name in ("batch", "top", "max_new_tokens", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if args.threads is not None and args.local_workers > 1:
+        raise InputError("--threads goes not with --local-workers, which give each device cores and threads of its own")
     plan = _plan(args)
     codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
     directory = config_directory(args.model)
@@ -80,10 +86,14 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
         _say(f"plan {plan} uses this process alone; name {which} to use the other devices")
     _say("loading torch and the model")
     need_torch()
+    import torch
+
     from edgeprism.cli.stream import run_stream
     from edgeprism.runtime.engine import load
 
     _quiet()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     screen = Screen()
     with (
         screen.events(),
