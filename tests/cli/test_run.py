@@ -262,6 +262,14 @@ def test_plans_that_do_not_fit_the_request_are_refused(
     assert says in err.strip().splitlines()[-1]
 
 
+def test_a_summary_says_of_which_request_it_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two pictures, one a request: times and devices are those of the second."""
+    for batch, says in (("1", "\nthe last of 2 requests: local"), ("2", "\nlocal")):
+        status, out, _ = run(capsys, root / "ViTModel", root / "red.png", root / "grey.jpg", "--batch", batch)
+        assert status == 0
+        assert says in out
+
+
 def test_threads_are_what_was_asked_for(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also on threads that begin later, such as the one that computes."""
     before = torch.get_num_threads()

@@ -514,8 +514,13 @@ def test_run_says_how_weights_travel_and_who_is_absent(bench: Bench, capsys: pyt
     arguments = ["run", str(directory), str(bench.root / "red.png"), "--plan", "sequence", "--cluster", str(bench.file)]
     capsys.readouterr()
     assert main(arguments) == 0
-    said = capsys.readouterr().err.splitlines()
-    assert sum("device 1 has 0 %" in line for line in said) == 1
-    assert sum("no connection with device 2" in line for line in said) == 1
+    out, err = capsys.readouterr()
+    said = err.splitlines()
+    assert sum("pi1 (device 1) has 0 %" in line for line in said) == 1
+    assert (
+        sum(line.startswith("edgeprism: pi2 (device 2): no connection with pi2 (device 2) (no co") for line in said)
+        == 1
+    )
+    assert "left out: pi2 (device 2): no connection yet" in out
     assert main(arguments) == 0
     assert "%" not in capsys.readouterr().err

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.cli import stream_options
 from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.screen import Screen
-from edgeprism.cli.source import check_cluster, config_directory, tokens_of_pictures
+from edgeprism.cli.source import check_cluster, config_directory, names_of, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
 from edgeprism.runtime.cores import divide_cores
 from edgeprism.specs.codec import CodecSpec
@@ -94,7 +94,7 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
     _quiet()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    screen = Screen()
+    screen = Screen(names_of(Path(args.cluster)) if args.cluster and not alone else ())
     with (
         screen.events(),
         _cluster(args, alone=alone) as cluster,
@@ -111,7 +111,8 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
         if source is not None:
             return run_stream(engine, source, args, screen, _line_of)
         document = _run(engine, args)
-    print(json.dumps(document, indent=2) if args.json else f"\n{document['summary']}")
+    which = f"the last of {len(document['traces'])} requests: " if len(document["traces"]) > 1 else ""
+    print(json.dumps(document, indent=2) if args.json else f"\n{which}{screen.named(document['summary'])}")
     return 0
 
 
