@@ -35,8 +35,10 @@ setup-demo: $(READY) $(DEMO_READY)  ## the set-up of the demo; the tests skip le
 demo: setup-demo  ## a real model on real pictures over two processes, once for each way of running it
 	@$(PY) -m demo
 
+# One process on each core, then alone the tests that start processes or judge times.
 test: $(READY) $(DEMO_READY)  ## the tests, and the examples in docstrings (PYTEST_ARGS="-k wire" for some of them)
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest $(or $(PYTEST_ARGS),-m "not alone" -n auto --dist worksteal)
+	@$(if $(PYTEST_ARGS),,$(PY) -m pytest -m alone)
 
 test-lowest: $(LOWEST)/.ready  ## the tests, with the oldest versions that pyproject.toml allows (torch 2.6 from pip's index: 5 GB)
 	@$(LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
@@ -68,7 +70,7 @@ lock: $(VENV)/.made  ## write requirements/lock.txt anew from pyproject.toml
 
 clean:  ## remove .venv, caches and build outputs
 	rm -rf $(VENV) $(LOWEST) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests demo benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests demo benchmarks study -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -257,6 +257,26 @@ def weights(document: dict[str, Any]) -> list[Row]:
     ]
 
 
+def evaluation(document: dict[str, Any]) -> list[Row]:
+    """`edgeprism evaluate`: what it predicts, and how long it takes."""
+    figures, settings = document["figures"], document["settings"]
+    same, seconds = figures["same_predictions"], figures["command_s"]
+    return [
+        Row(
+            what="`edgeprism evaluate` in one process against two worker processes: same predictions",
+            reach=f"{same['needed']} of {same['needed']}",
+            measured=f"{same['measured']} (logits within {figures['largest_logit_difference']:.1e})",
+            met=same["met"],
+        ),
+        Row(
+            what=f"`edgeprism evaluate`, {settings['pictures_timed']} pictures, one codec, demo model, 2 cores",
+            reach=f"≤ {seconds['at_most']:.0f} s",
+            measured=f"{seconds['measured']:.0f} s",
+            met=seconds["met"],
+        ),
+    ]
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "demo_accuracy": accuracy,
     "first_law": first_law,
@@ -268,6 +288,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "fuzz": fuzz,
     "steady_memory": steady_memory,
     "weights": weights,
+    "evaluation": evaluation,
 }
 
 

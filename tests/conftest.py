@@ -1,8 +1,9 @@
-"""What every test starts from: one torch thread, no hub, the same seed."""
+"""What every test starts from: one torch thread, no hub, the same seed; and which tests run beside others."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Before transformers is imported: no test may reach a hub, and progress bars belong to nobody here.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,17 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("edgeprism", deadline=None)  # cores are shared: an example may take long for no reason
 settings.load_profile("edgeprism")
+
+ALONE = {"benchmarks", "cli", "install", "runtime", "tasks", "wire"}
+"""Folders of tests that start processes, or judge how long something takes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks those, here and elsewhere, that are not to run beside others (see `make test`)."""
+    for item in items:
+        folder = Path(item.path).relative_to(item.config.rootpath).parts[1]
+        if folder in ALONE or item.get_closest_marker("processes"):
+            item.add_marker("alone")
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformers import ViTImageProcessorPil
 import edgeprism
 from edgeprism.cli.evaluate import predict_with
 from edgeprism.cli.main import main
+from edgeprism.errors import EdgeprismError
 from edgeprism.evaluate.datasets.cifar import CIFAR10
 from edgeprism.models.manifest import fingerprint
 from edgeprism.specs.accuracy import AccuracyFile
@@ -60,6 +63,7 @@ def texts(root: Path) -> None:
     save(bert, root / "bert")
     save(make("BertForSequenceClassification", num_labels=1), root / "value")
     save(make("GPT2LMHeadModel", vocab_size=len(WORDS)), root / "gpt2")
+    save(make("LlamaForCausalLM", vocab_size=len(WORDS)), root / "llama")
     save(make("GPT2ForSequenceClassification", num_labels=2, pad_token_id=None), root / "causal")
     said = [expected(bert, bert_inputs(text))["logits"].argmax(-1).item() for text in SENTENCES]
     (root / "SST-2").mkdir()
@@ -138,6 +142,16 @@ def test_the_table(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert AccuracyFile.read(file).records[0].num_devices == 3
 
 
+def test_another_dtype_is_another_measurement(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both stand in the file; a second run of the same replaces its own."""
+    words = (root / "vit", "--dataset", "cifar10", "--limit", 6, "--codec", "kv:int8")
+    for dtype in ("float32", "bfloat16", "bfloat16"):
+        (record,) = results(capsys, *words, "--dtype", dtype)
+        assert record["dtype"] == dtype and record["relative_bytes"] == 2 * 68 / 256
+    records = AccuracyFile.read(tmp_path / "cache" / "accuracy.json").records
+    assert [record.dtype for record in records] == ["float32", "bfloat16"]
+
+
 def test_batches_change_no_answer(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Texts of different length are never padded, which would move the borders of partitions."""
     words = (root / "bert", "--dataset", "sst2", "--codec", "means:L=1", "--devices", 2)
@@ -164,9 +178,10 @@ def test_values_and_pairs(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert -1 <= record["exact"] <= 1 and record["exact"] != 0
 
 
-def test_a_running_text(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_a_running_text(root: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
     """Perplexity over windows; exact rows change it by rounding only, means by more."""
-    words = (root / "gpt2", "--dataset", "wikitext2", "--window", 20, "--limit", 5)
+    words = (root / model, "--dataset", "wikitext2", "--window", 20, "--limit", 5)
     exact, means = results(capsys, *words, "--codec", "exact,means:L=1")
     assert exact["dataset"] == "wikitext2 window=20" and exact["num_inputs"] == 5
     assert exact["value"] == pytest.approx(exact["exact"], rel=1e-4) and exact["agreement"] == 1.0
@@ -264,3 +279,20 @@ def test_one_process_answers_as_real_workers(root: Path) -> None:
     assert (logits[0] - logits[1]).abs().max() < 1e-4
     alone = expected(make("ViTForImageClassification", num_labels=10), {"pixel_values": pixels})["logits"]
     assert (logits[0] - alone).abs().max() > 1e-2, "the codec was at work"
+
+
+@pytest.mark.processes
+def test_an_answer_by_another_plan_is_not_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device is gone the engine finishes alone, exactly; counted as the codec's that would be too good."""
+    monkeypatch.setattr("edgeprism.cli.evaluate.PAUSE_S", 0.0)
+    plan = Plan.even("sequence", 2, CodecSpec.parse("means:L=1"))
+    pixels = torch.randn(2, 3, 32, 32)
+    with (
+        edgeprism.Cluster.spawn(2, share_cores=True) as cluster,
+        edgeprism.load(str(root / "vit"), cluster=cluster) as engine,
+    ):
+        predict = predict_with(engine, plan)
+        predict(pixel_values=pixels)
+        os.kill(cluster.pids[0], signal.SIGKILL)
+        with pytest.raises(EdgeprismError, match="2 devices of this process did not answer together: device 1"):
+            predict(pixel_values=pixels)

@@ -191,6 +191,22 @@ def test_wrong_files_are_named_with_the_line(tmp_path: Path, name: str, text: by
         load_dataset(name, data=tmp_path)
 
 
+def test_where_data_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--data, else EDGEPRISM_DATA, else ../shared/data; a file may be named as well as its folder."""
+    places = [tmp_path / "given", tmp_path / "set", tmp_path / "shared" / "data"]
+    for number, place in enumerate(places):
+        (place / "SST-2").mkdir(parents=True)
+        (place / "SST-2" / "dev.tsv").write_text("sentence\tlabel\n" + "a\t1\n" * (number + 1))
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.delenv("EDGEPRISM_DATA", raising=False)
+    assert len(load_dataset("sst2").inputs) == 3
+    monkeypatch.setenv("EDGEPRISM_DATA", str(places[1]))
+    assert len(load_dataset("sst2").inputs) == 2
+    for given in (places[0], places[0] / "SST-2", places[0] / "SST-2" / "dev.tsv"):
+        assert len(load_dataset("sst2", data=given).inputs) == 1
+
+
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, splits and places that do not exist; without the package `datasets` the hub is not asked."""
     with pytest.raises(InputError, match="unknown data set 'sst3'; use one of cifar10, "):

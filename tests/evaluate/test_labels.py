@@ -35,14 +35,15 @@ def dataset(*labels: str, known: bool = False, name: str = "own") -> Dataset:
     [
         (dataset("negative", "positive"), ("POSITIVE", "NEGATIVE"), [1, 0]),
         (dataset("not_entailment", "entailment"), ("entailment", "Not Entailment"), [1, 0]),
-        (dataset("cat", "dog"), ("bird", "dog", "cat"), [-1, 1, 0]),
+        (dataset("cat", "dog"), ("bird", "dog", "cat", "fish"), [-1, 1, 0, -4]),
         (dataset("a", "b", known=True), ("LABEL_0", "LABEL_1"), [0, 1]),
-        (dataset("2", "0"), ("x", "y", "z"), [1, -1, 0]),
+        (dataset("2", "0"), ("x", "y", "z"), [1, -2, 0]),
+        (dataset("crane"), ("Crane", "crane"), [0, 0]),
         (dataset("n1", "n2", known=True, name="imagenet"), ("tench", "goldfish"), [0, 1]),
     ],
 )
 def test_matching(data: Dataset, head: tuple[str, ...], wanted: list[int]) -> None:
-    """By name in any writing; by number where the head has no names or the labels are numbers; -1 for what is left."""
+    """By name in any writing; by number where the head has no names or the labels are numbers; below 0 for the rest."""
     assert match_labels(data, head).tolist() == wanted
 
 

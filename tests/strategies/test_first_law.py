@@ -333,10 +333,15 @@ def test_eager_attention_is_the_same_model(cluster: edgeprism.Cluster) -> None:
 # What the law is worth: each of these mistakes, made on purpose, breaks it.
 
 
-@pytest.mark.parametrize("mistake", ["order", "causal", "padding", "log counts", "layer scale", "attention scale"])
+@pytest.mark.parametrize(
+    "mistake",
+    ["order", "causal", "padding", "log counts", "layer scale", "attention scale", "positions", "rotation", "groups"],
+)
 def test_mistakes_break_the_law(cluster: edgeprism.Cluster, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mixing up the order of partitions, forgetting a mask or a scale is at least 100 times too far off."""
-    from edgeprism.models import vision
+    """Mixing up the order of partitions or of heads, forgetting a mask, a scale or a rotation, or counting others'
+    positions from their own start is at least 100 times too far off."""
+    from edgeprism.codecs.codec import PartitionCodec
+    from edgeprism.models import rotary, vision
     from edgeprism.models.linear import linear
     from edgeprism.strategies.sequence import bias, forward
 
@@ -364,6 +369,19 @@ def test_mistakes_break_the_law(cluster: edgeprism.Cluster, mistake: str, monkey
     elif mistake == "layer scale":
         architecture, padding = "Dinov2Model", "plain"
         monkeypatch.setattr(vision, "scaled_linear", lambda layer, scale: linear(layer))
+    elif mistake == "positions":
+        architecture, plan = "LlamaModel", plan_of("sequence-3")
+        honest_positions = PartitionCodec.positions
+        monkeypatch.setattr(PartitionCodec, "positions", lambda codec, start: honest_positions(codec, 0))
+    elif mistake == "rotation":
+        architecture = "Qwen2Model"
+        monkeypatch.setattr(rotary, "turned", lambda x, turn: x)
+    elif mistake == "groups":
+        architecture = "LlamaModel"
+        neighbour_attend = forward.attend
+        monkeypatch.setattr(
+            forward, "attend", lambda q, k, v, bias, scale: neighbour_attend(q, k.flip(1), v.flip(1), bias, scale)
+        )
     else:
         architecture, padding = "ViTModel", "plain"
         honest_attend = forward.attend

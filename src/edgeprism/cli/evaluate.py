@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli.accuracy_table import accuracy_table
+from edgeprism.cli.bar import progress_bar, quiet, say
 from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.source import config_directory
 from edgeprism.errors import EdgeprismError, InputError, PlanError
@@ -23,7 +23,7 @@ from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.plan import Plan, parse_shares
 
 if TYPE_CHECKING:
-    from edgeprism.evaluate.answer import Answered, Predict, Progress
+    from edgeprism.evaluate.answer import Answered, Predict
     from edgeprism.evaluate.dataset import Dataset
     from edgeprism.evaluate.metrics import Answers
     from edgeprism.evaluate.task import Task
@@ -64,6 +64,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as the model is stored)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if a kernel runs there, else cpu)")
     parser.add_argument(
+        "--calibration",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="tables of a codec, from edgeprism calibrate --out (default: those in the cache)",
+    )
+    parser.add_argument(
         "--accuracy-file",
         type=Path,
         metavar="FILE",
@@ -75,11 +83,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def execute(args: argparse.Namespace) -> int:
     """Evaluate and print. InputError (one line, exit 2) for whatever cannot be used."""
     job = _check(args)
-    _say("loading torch and the model")
+    say("loading torch and the model")
     need_torch()
     began_s = time.monotonic()
     task, exact, answered = _answer(job)
-    records = _records(job, task, exact, answered)
+    records = _records(job, exact, answered)
     document = {
         "model": args.model,
         "dataset": job.dataset.name,
@@ -95,8 +103,8 @@ def execute(args: argparse.Namespace) -> int:
     finally:  # what took minutes is shown, wherever it could not be kept
         print(json.dumps(document, indent=2) if args.json else accuracy_table(records), flush=True)
     for note in document["notes"]:
-        _say(note)
-    _say(f"kept in {job.accuracy_file}")
+        say(note)
+    say(f"kept in {job.accuracy_file}")
     return 0
 
 
@@ -171,19 +179,28 @@ def _answer(job: _Job) -> tuple[Task, Answers, list[Answered]]:
     """Everything that needs the model."""
     from edgeprism.evaluate.answer import Way, answer
     from edgeprism.evaluate.build import TaskSettings, make_task
+    from edgeprism.runtime.calibrations import find
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import load
 
-    _quiet()
+    quiet()
     args, shares = job.args, job.plans[0].shares
+    calibrations = find(args.model, [plan.codec for plan in job.plans], args.calibration)
     with (
         _patience(),
         Cluster.in_process(len(shares)) as cluster,
-        load(args.model, cluster=cluster, plan="local", device=args.device, dtype=job.dtype) as engine,
+        load(
+            args.model,
+            cluster=cluster,
+            plan="local",
+            device=args.device,
+            dtype=job.dtype,
+            calibrations=list(calibrations.values()),
+        ) as engine,
     ):
         settings = TaskSettings(window=args.window, shares=shares, limit=args.limit)
         task = make_task(job.dataset, job.directory, job.spec, engine.config, engine.accepts, job.stands_for, settings)
-        with _progress(task.num_samples * (1 + len(job.plans))) as progress:
+        with progress_bar(task.num_samples * (1 + len(job.plans))) as progress:
             exact, answered = answer(
                 task,
                 predict_with(engine, Plan.local()),
@@ -214,38 +231,14 @@ def predict_with(engine: Engine, plan: Plan) -> Predict:
     return predict
 
 
-def _records(job: _Job, task: Task, exact: Answers, answered: Sequence[Answered]) -> list[AccuracyRecord]:
-    """One for each codec and metric."""
-    from edgeprism.evaluate.compare import compare
+def _records(job: _Job, exact: Answers, answered: Sequence[Answered]) -> list[AccuracyRecord]:
+    from edgeprism.evaluate.measure import Subject, measure
     from edgeprism.models.load import directory_of
     from edgeprism.models.manifest import fingerprint
 
-    dataset, model = job.dataset, fingerprint(directory_of(job.args.model))
-    window = f" window={job.args.window}" if dataset.kind == "stream" else ""
-    records = []
-    for plan, result in zip(job.plans, answered, strict=True):
-        for metric in job.metrics:
-            compared = compare(metric, dataset, exact, result.answers)
-            records.append(
-                AccuracyRecord(
-                    model=model,
-                    codec=str(plan.codec),
-                    shares=plan.shares,
-                    dtype=job.dtype,
-                    dataset=dataset.name + window,
-                    split=dataset.split,
-                    metric=metric,
-                    num_inputs=task.num_inputs,
-                    num_alone=result.num_alone,
-                    exact=compared.exact,
-                    value=compared.value,
-                    low=compared.low,
-                    high=compared.high,
-                    agreement=compared.agreement,
-                    relative_bytes=result.relative_bytes,
-                )
-            )
-    return records
+    model = fingerprint(directory_of(job.args.model))
+    subject = Subject(model=model, dtype=job.dtype, dataset=job.dataset, window=job.args.window)
+    return measure(subject, job.metrics, exact, list(zip(job.plans, answered, strict=True)))
 
 
 def _keep(path: Path, records: Sequence[AccuracyRecord]) -> None:
@@ -264,26 +257,3 @@ def _patience() -> Iterator[None]:
     finally:
         if before is None:
             del os.environ["EDGEPRISM_DEADLINE_S"]
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Progress]:
-    """A bar with the time left, on standard error; every ten seconds where that is no terminal."""
-    from tqdm import tqdm
-
-    period_s = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(total=total, desc="edgeprism", unit="input", file=sys.stderr, mininterval=period_s) as bar:
-        yield bar.update
-
-
-def _quiet() -> None:
-    """transformers' own progress bars and notes would bury ours."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-def _say(text: str) -> None:
-    """Progress is for people who watch: it goes to standard error, so that --json stays one document."""
-    print(f"edgeprism: {text}", file=sys.stderr)

@@ -25,8 +25,9 @@ from edgeprism.codecs.rotation import Rotation
 from edgeprism.errors import InputError
 from edgeprism.specs.codec import CodecSpec
 
-MAX_VECTORS = 16384  # for codebooks: 64 a codeword
-NUM_ROUNDS = 15
+MAX_VECTORS = 8192  # for codebooks: 32 a codeword
+NUM_ROUNDS = 10
+VECTORS_AT_ONCE = 1024  # whose distances stay in a cache
 RUNS_AT_ONCE = 8
 LEAST_WEIGHT = 1e-3  # of the largest: directions that keys and values ignore are kept invertible
 _SEED = 20
@@ -76,8 +77,11 @@ def _prediction(rows: Tensor, previous: Tensor | None) -> Tables:
 def _packing(spec: CodecSpec, rows: Tensor, metric: Tensor) -> Tables:
     groups = rows.unflatten(-1, (metric.shape[0], -1)).transpose(0, 1)  # (groups, vectors, group_width)
     if spec.group is not None:
-        basis = torch.stack([_basis(part, worth, spec.group) for part, worth in zip(groups, metric, strict=True)])
-        return {"basis": basis, "codebooks": torch.stack([_codebooks(part, spec.group) for part in groups @ basis])}
+        basis = torch.stack(
+            [_basis(part, worth, spec.group) for part, worth in zip(groups, metric, strict=True)]
+        ).half()
+        books = torch.stack([_codebooks(part, spec.group) for part in groups @ basis.float()])
+        return {"basis": basis, "codebooks": books.half()}
     if spec.is_rotated:
         rotated = Rotation(groups.shape[-1], rows.device).apply(groups)
         return {"spread": rotated.square().mean(1).sqrt().clamp(min=1e-9)}
@@ -87,13 +91,13 @@ def _packing(spec: CodecSpec, rows: Tensor, metric: Tensor) -> Tables:
 def _pack_of(spec: CodecSpec, width: int, tables: Tables) -> Pack:
     """The packing of one block."""
     if spec.group is not None:
-        basis = tables["basis"][None]
+        basis = tables["basis"][None].float()
         return ProductQuantised(
             width=width,
             dtype=torch.float32,
             basis=basis,
             inverse=torch.linalg.inv(basis),
-            codebooks=tables["codebooks"][None],
+            codebooks=tables["codebooks"][None].float(),
         )
     if spec.is_rotated:
         spreads = tables["spread"][None]
@@ -147,7 +151,8 @@ def _k_means(runs: Float[Tensor, "runs vectors group"], generator: torch.Generat
     books = runs[:, chosen].clone()
     offsets = torch.arange(num_runs, device=runs.device)[:, None] * NUM_CODEWORDS
     for _ in range(NUM_ROUNDS):
-        codes = (nearest(runs, books) + offsets).flatten()
+        found = [nearest(some, books) for some in runs.split(VECTORS_AT_ONCE, dim=1)]
+        codes = (torch.cat(found, dim=1) + offsets).flatten()
         sums = runs.new_zeros(num_runs * NUM_CODEWORDS, group).index_add_(0, codes, runs.flatten(0, 1))
         counts = torch.bincount(codes, minlength=num_runs * NUM_CODEWORDS)[:, None]
         fresh = runs[:, torch.randint(num_vectors, (NUM_CODEWORDS,), generator=generator).to(runs.device)]

@@ -19,7 +19,7 @@ from edgeprism.tasks.inputs import PreparePictures
 from edgeprism.tasks.pictures import read_image
 
 StandsFor = npt.NDArray[np.int64] | None
-"""For each output of the head the data set's label, or -1; None keeps the head's numbers, where nothing is labelled."""
+"""For each output of the head the data set's label, or below 0; None keeps its numbers, where nothing is labelled."""
 
 
 class _Classification(Task):
@@ -76,16 +76,19 @@ class Texts(_Classification):
     ) -> None:
         super().__init__(dataset, stands_for)
         self._one_at_a_time = one_at_a_time
-        self._tokens: list[dict[str, list[int]]] = []
+        made = tokenizer(*map(list, zip(*dataset.inputs, strict=True)))
+        names = [name for name in made if accepts(name)]
+        self._tokens = [{name: made[name][number] for name in names} for number in range(self.num_inputs)]
         num_cut = 0
-        for number, texts in enumerate(dataset.inputs):
-            tokens = tokenizer(*texts, truncation=True, max_length=spec.max_tokens, return_overflowing_tokens=False)
+        for number, tokens in enumerate(self._tokens):
             if not tokens["input_ids"]:
                 raise InputError(f"input {number + 1} of {dataset.name} is empty: the tokenizer makes no token of it")
-            num_cut += len(tokens["input_ids"]) == spec.max_tokens
-            self._tokens.append({name: list(ids) for name, ids in tokens.items() if accepts(name)})
+            if len(tokens["input_ids"]) > spec.max_tokens:
+                cut = tokenizer(*dataset.inputs[number], truncation=True, max_length=spec.max_tokens)
+                self._tokens[number] = {name: cut[name] for name in names}
+                num_cut += 1
         if num_cut:
-            self.notes = (f"{num_cut} texts fill the model's {spec.max_tokens} tokens or were cut to them",)
+            self.notes = (f"{num_cut} texts were cut to the model's {spec.max_tokens} tokens",)
 
     def batches(self, size: int) -> Iterator[Batch]:
         return of_equal_length(self._tokens, 1 if self._one_at_a_time else size)

@@ -32,7 +32,7 @@ def paired_shares(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -
     >>> before = np.arange(100) < 90
     >>> after = (np.arange(100) < 82) | (np.arange(100) >= 98)
     >>> [round(end, 4) for end in paired_shares(before, after)]
-    [-0.1244, 0.0067]
+    [-0.1244, 0.0068]
     """
     count = len(before)
     better = (int((after & ~before).sum()) + 1) / (count + 2)

@@ -45,24 +45,28 @@ def head_labels(directory: Path, num_labels: int) -> tuple[str, ...]:
 
 
 def match_labels(dataset: Dataset, head: Sequence[str]) -> npt.NDArray[np.int64]:
-    """For each output of the head the number of the data set's label that it stands for, or -1.
+    """For each output of the head the number of the data set's label that it stands for; below 0, and another for each,
+    where it stands for none.
 
     By name (case, blanks, underscores and hyphens aside); else by number, where the head has no names or the data set's
     labels are none, and where that can be right. InputError names the labels that do not match.
     """
-    places = {_plain(name): number for number, name in enumerate(head)}
-    numbers = [places.get(_plain(label)) for label in dataset.labels]
-    if None in numbers:
-        by_number = _by_number(dataset, head)
-        if by_number is None:
-            raise InputError(_mismatch(dataset, head, [number is None for number in numbers]))
-        numbers = list(by_number)
-    stands_for = np.full(len(head), -1, dtype=np.int64)
-    stands_for[np.array(numbers, dtype=np.int64)] = np.arange(len(dataset.labels))
+    stands_for = -1 - np.arange(len(head))
+    labels = {_plain(label): number for number, label in enumerate(dataset.labels)}
+    for output, name in enumerate(head):  # a head may name two outputs the same (ImageNet's cranes)
+        stands_for[output] = labels.get(_plain(name), stands_for[output])
+    missing = sorted(set(range(len(dataset.labels))) - set(stands_for.tolist()))
+    if missing:
+        outputs = _by_number(dataset, head)
+        if outputs is None:
+            raise InputError(_mismatch(dataset, head, [dataset.labels[number] for number in missing]))
+        stands_for = -1 - np.arange(len(head))
+        stands_for[list(outputs)] = np.arange(len(dataset.labels))
     return stands_for
 
 
 def _by_number(dataset: Dataset, head: Sequence[str]) -> Sequence[int] | None:
+    """The output of each label."""
     if all(label.isdecimal() and int(label) < len(head) for label in dataset.labels):
         return [int(label) for label in dataset.labels]
     has_no_names = all(re.fullmatch(r"(LABEL_)?\d+", name) for name in head)
@@ -72,8 +76,7 @@ def _by_number(dataset: Dataset, head: Sequence[str]) -> Sequence[int] | None:
     return None
 
 
-def _mismatch(dataset: Dataset, head: Sequence[str], is_missing: Sequence[bool]) -> str:
-    missing = [label for label, missing in zip(dataset.labels, is_missing, strict=True) if missing]
+def _mismatch(dataset: Dataset, head: Sequence[str], missing: Sequence[str]) -> str:
     return (
         f"the labels of {dataset.name} do not match the model's head: it has no {_shown(missing)}; "
         f"its {len(head)} labels are {_shown(head)}"

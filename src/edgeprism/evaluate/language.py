@@ -16,8 +16,8 @@ from edgeprism.evaluate.metrics import Answers
 from edgeprism.evaluate.task import Batch, Task, of_equal_length
 from edgeprism.specs.model import ModelSpec
 
-MAX_LOGITS = 2**27
-"""In one batch: 512 MB in float32."""
+MAX_LOGITS = 2**26
+"""In one batch: 256 MB in float32."""
 
 
 def losses_of(logits: Tensor, ids: Tensor) -> Tensor:
@@ -88,10 +88,8 @@ class ClozeQuestions(Task):
         self._vocab_size = max(1, spec.vocab_size)
         num_cut = 0
         for number, question in enumerate(dataset.inputs):
-            texts = [
-                tokenizer(_filled(question, word), add_special_tokens=False)["input_ids"]
-                for word in question.candidates
-            ]
+            filled = [_filled(question, word) for word in question.candidates]
+            texts = tokenizer(filled, add_special_tokens=False)["input_ids"]
             common = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False)))
             num_cut += max(map(len, texts)) > spec.max_tokens
             for ids in texts:
@@ -111,9 +109,10 @@ class ClozeQuestions(Task):
         return of_equal_length(self._tokens, min(size, max(1, MAX_LOGITS // (longest * self._vocab_size))))
 
     def read(self, output: Mapping[str, Any], batch: Batch) -> list[Any]:
-        losses = losses_of(output["logits"], batch.inputs["input_ids"]).double()
-        starts = [self._common[sample] - 1 for sample in batch.samples]
-        return [-float(row[start:].sum()) for row, start in zip(losses, starts, strict=True)]
+        starts = [self._common[sample] - 1 for sample in batch.samples]  # the rows that predict the first scored tokens
+        first = min(starts)
+        losses = losses_of(output["logits"][:, first:], batch.inputs["input_ids"][:, first:]).double()
+        return [-float(row[start - first :].sum()) for row, start in zip(losses, starts, strict=True)]
 
     def answers(self, kept: Sequence[Any]) -> Answers:
         best: dict[int, tuple[float, int]] = {}

@@ -25,7 +25,7 @@ _ROUNDING = 1e-24  # a spread so far below the numbers themselves is that of equ
 class Answers:
     """What a model said to each input.
 
-    ``predictions``: (inputs,) label numbers, -1 where the head named a label that the data set does not have; or values
+    ``predictions``: (inputs,) label numbers, below 0 where the head named one that is not the data set's; or values
     of a regression; or (inputs, tokens) the most likely tokens of a running text, of which ``losses`` (inputs,) are the
     mean negative log-likelihoods in nats of the true ones.
     """

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -58,11 +59,13 @@ class Task(ABC):
 
 def of_equal_length(texts: Sequence[Mapping[str, Sequence[int]]], size: int) -> Iterator[Batch]:
     """Batches of token lists, the shortest first."""
-    lengths = [len(text["input_ids"]) for text in texts]
-    order = sorted(range(len(texts)), key=lambda number: (lengths[number], number))
-    while order:
-        length = lengths[order[0]]
-        samples = [number for number in order[:size] if lengths[number] == length]
-        order = order[len(samples) :]
-        inputs = {name: torch.tensor([texts[number][name] for number in samples]) for name in texts[samples[0]]}
-        yield Batch(samples=samples, inputs=inputs, num_tokens=length)
+
+    def length_of(number: int) -> int:
+        return len(texts[number]["input_ids"])
+
+    for length, group in groupby(sorted(range(len(texts)), key=length_of), key=length_of):
+        numbers = list(group)
+        for start in range(0, len(numbers), size):
+            samples = numbers[start : start + size]
+            inputs = {name: torch.tensor([texts[number][name] for number in samples]) for name in texts[samples[0]]}
+            yield Batch(samples=samples, inputs=inputs, num_tokens=length)

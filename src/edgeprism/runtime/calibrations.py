@@ -33,29 +33,33 @@ def place_of(identity: str, codec: CodecSpec) -> Path:
 
 
 def find(
-    model: str | PreTrainedModel, codec: CodecSpec, given: str | Path | Calibration | None
+    model: str | PreTrainedModel, codecs: Sequence[CodecSpec], given: Sequence[str | Path | Calibration] = ()
 ) -> dict[str, Calibration]:
-    """The calibration of ``codec``, by its name; empty where none is needed.
+    """The calibrations of those of ``codecs`` that need one, by name: from ``given`` (files are read), else the one
+    that `edgeprism calibrate` made.
 
-    PlanError when there is none, InputError when it is for another model or codec.
+    PlanError when there is none, InputError when a given one is for another model.
     """
-    if not codec.needs_calibration:
+    if not given and not any(codec.needs_calibration for codec in codecs):
         return {}
+    name = model if isinstance(model, str) else "MODEL"
     identity = fingerprint(directory_of(model)) if isinstance(model, str) else ""
-    if given is None:
-        path = place_of(identity, codec)
-        if not identity or not path.is_file():
-            raise missing(codec, model if isinstance(model, str) else "MODEL")
-        given = path
-    calibration = given if isinstance(given, Calibration) else Calibration.read(Path(given))
-    if calibration.codec != codec:
-        raise InputError(f"the calibration is of codec {calibration.codec}, and codec {codec} was asked for")
-    if identity and calibration.fingerprint and calibration.fingerprint != identity:
-        raise InputError(
-            f"the calibration of codec {codec} was made from another model, or from other weights; "
-            f"run: edgeprism calibrate {model} --codec {codec} --dataset NAME"
-        )
-    return {str(codec): calibration}
+    found: dict[str, Calibration] = {}
+    for one in given:
+        calibration = one if isinstance(one, Calibration) else Calibration.read(Path(one))
+        if identity and calibration.fingerprint and calibration.fingerprint != identity:
+            raise InputError(
+                f"the calibration of codec {calibration.codec} was made from another model, or from other weights; "
+                f"run: edgeprism calibrate {name} --codec {calibration.codec} --dataset NAME"
+            )
+        found[str(calibration.codec)] = calibration
+    for codec in codecs:
+        if codec.needs_calibration and str(codec) not in found:
+            path = place_of(identity, codec)
+            if not identity or not path.is_file():
+                raise missing(codec, name)
+            found[str(codec)] = Calibration.read(path)
+    return found
 
 
 def ready_for(spec: ModelSpec, calibrations: Mapping[str, Calibration], device: torch.device) -> dict[str, Calibration]:

@@ -54,7 +54,7 @@ def load(
     codec: str | CodecSpec = "exact",
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    calibration: str | Path | Calibration | None = None,
+    calibrations: Sequence[str | Path | Calibration] = (),
     max_pending: int = 64,
     when_full: WhenFull = "block",
     keep_order: bool = False,
@@ -63,8 +63,8 @@ def load(
 
     ``plan``: "auto", "local", "replica", "sequence", or a ``Plan``. ``codec``: what travels under `sequence`, such as
     "exact", "means:9.9", "kv:int8". ``device``: CUDA by default if a kernel runs there, else the CPU. ``dtype``: of all
-    devices, the checkpoint's by default. ``calibration``: the file of a codec that needs one, by default the one that
-    `edgeprism calibrate` made of this model. For ``Engine.submit``: ``max_pending``
+    devices, the checkpoint's by default. ``calibrations``: those of all codecs that will be used and need one; by
+    default the one of ``codec`` that `edgeprism calibrate` made. For ``Engine.submit``: ``max_pending``
     requests may wait, ``when_full`` says what happens to more ("block", "drop_oldest", "reject"), and with
     ``keep_order`` they are answered in the order in which they came. Raises InputError, one line that says what cannot
     be used and what can.
@@ -76,7 +76,7 @@ def load(
         codec=codec,
         device=device,
         dtype=dtype,
-        calibration=calibration,
+        calibrations=calibrations,
         max_pending=max_pending,
         when_full=when_full,
         keep_order=keep_order,
@@ -96,7 +96,7 @@ class Engine:
         codec: str | CodecSpec = "exact",
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        calibration: str | Path | Calibration | None = None,
+        calibrations: Sequence[str | Path | Calibration] = (),
         max_pending: int = 64,
         when_full: WhenFull = "block",
         keep_order: bool = False,
@@ -107,7 +107,7 @@ class Engine:
         """What the last call did. Of a request that was submitted: the ``trace`` of its future."""
         codec = CodecSpec.parse(codec) if isinstance(codec, str) else codec
         used = plan.codec if isinstance(plan, Plan) else codec
-        self._calibrations = find(model, used, calibration)
+        self._calibrations = find(model, [used], calibrations)
         self.use(plan, codec)
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)

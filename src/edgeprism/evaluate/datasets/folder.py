@@ -13,9 +13,12 @@ from edgeprism.tasks.pictures import is_picture
 
 FORMATS = "a folder has a sub-folder of pictures for each label, or pictures directly in it"
 
+ORDER_SEED = 0
+
 
 def load(path: Path, name: str, split: str) -> Dataset | None:
-    """The pictures by name; None where there is none."""
+    """The pictures; None where there is none. Labelled ones come in a fixed random order: the first of them by name
+    would all have one label."""
     if not path.is_dir():
         return None
     labelled = {folder.name: pictures_in(folder) for folder in sub_folders(path)}
@@ -28,12 +31,14 @@ def load(path: Path, name: str, split: str) -> Dataset | None:
         )
     if not labelled and not flat:
         return None
+    numbered = [(picture, number) for number, label in enumerate(labelled) for picture in labelled[label]]
+    shuffled = [numbered[place] for place in np.random.default_rng(ORDER_SEED).permutation(len(numbered))]
     return Dataset(
         name=f"{name} {path.resolve().name}",
         split=split,
         kind="pictures",
-        inputs=flat or [picture for pictures in labelled.values() for picture in pictures],
-        targets=np.repeat(np.arange(len(labelled)), [len(p) for p in labelled.values()]) if labelled else None,
+        inputs=flat or [picture for picture, _ in shuffled],
+        targets=np.array([number for _, number in shuffled], dtype=np.int64) if labelled else None,
         labels=tuple(labelled),
     )
 

@@ -56,6 +56,7 @@ def _from_folders(root: Path, name: str, split: str, folders: Sequence[Path]) ->
     if unknown := [folder for folder in folders if folder.name not in numbers]:
         raise InputError(f"{unknown[0]} is a class folder that LOC_synset_mapping.txt does not have")
     pictures = [(picture, numbers[folder.name]) for folder in folders for picture in pictures_in(folder)]
+    pictures.sort(key=lambda labelled: labelled[0].name)  # the official names are in no order of labels
     return _dataset(name, split, pictures, ids)
 
 

@@ -1,0 +1,129 @@
+"""From a model and inputs to tables, from tables to answers: in one process, in several, and on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import edgeprism
+from edgeprism.cli.main import main
+from edgeprism.codecs.calibration import Calibration
+from edgeprism.errors import InputError, PlanError
+from edgeprism.evaluate.calibrate import calibrate
+from edgeprism.models.registry import adapt
+from edgeprism.specs.codec import CodecSpec
+from tests.families import example, make
+
+CODECS = ["delta+rot+int4", "delta+pq:8", "pq:4", "kv:pq:4", "means:2+delta+rot+int3"]
+TEXTS = ("BertForSequenceClassification", "GPT2LMHeadModel", "LlamaForCausalLM")
+
+
+def tables_of(architecture: str, codecs: list[str]) -> list[Calibration]:
+    """From thirty batches of the family's example inputs."""
+    inputs = [example(architecture, seed=seed) for seed in range(30)]
+    batch = next(iter(inputs[0].values())).shape[0]
+    specs = [CodecSpec.parse(codec) for codec in codecs]
+    return calibrate(adapt(make(architecture)), inputs, specs, (0.5, 0.5), num_samples=30 * batch)
+
+
+@pytest.mark.parametrize("architecture", ["ViTForImageClassification", "Dinov2ForImageClassification", *TEXTS])
+def test_calibrated_codecs_lose_little(architecture: str) -> None:
+    """Each codec runs on two devices in one process and gives answers near the exact ones; four bits a value are
+    nearer than means of two with three."""
+    model, inputs = make(architecture), example(architecture, seed=99)
+    wanted = model(**inputs)[0].detach()
+    off = {}
+    for codec, calibration in zip(CODECS, tables_of(architecture, CODECS), strict=True):
+        with (
+            edgeprism.Cluster.in_process(2) as cluster,
+            edgeprism.load(model, cluster=cluster, plan="sequence", codec=codec, calibrations=[calibration]) as engine,
+        ):
+            output = engine(**inputs)[0]
+            assert engine.last_trace is not None and not engine.last_trace.failures
+            assert engine.last_trace.plan.strategy == "sequence"
+        off[codec] = float((output - wanted).norm() / wanted.norm())
+    assert 0 < off["delta+rot+int4"] < 0.4
+    assert all(0 < difference < 1.0 for difference in off.values()), off
+    assert off["delta+rot+int4"] < off["means:2+delta+rot+int3"]
+
+
+@pytest.mark.processes
+def test_tables_reach_other_processes(tmp_path: Path) -> None:
+    """Worker processes get them with the order to load the model, and answer as one process does."""
+    architecture = "ViTForImageClassification"
+    make(architecture).save_pretrained(tmp_path)
+    codecs, inputs = ["delta+pq:8", "delta+rot+int4"], example(architecture, seed=99)
+    given = tables_of(architecture, codecs)
+    answers = []
+    for cluster in (edgeprism.Cluster.in_process(2), edgeprism.Cluster.spawn(2)):
+        with cluster, edgeprism.load(
+            str(tmp_path), cluster=cluster, plan="sequence", codec=codecs[0], calibrations=given
+        ) as engine:  # fmt: skip
+            answers.append(engine(**inputs)[0])
+            engine.use("sequence", codecs[1])
+            answers.append(engine(**inputs)[0])
+            assert engine.last_trace is not None and engine.last_trace.plan.num_devices == 2
+            assert not engine.last_trace.failures
+            with pytest.raises(PlanError, match="make a new engine"):
+                engine.use("sequence", "pq:2")
+    assert torch.allclose(answers[0], answers[2], atol=1e-5) and torch.allclose(answers[1], answers[3], atol=1e-5)
+    assert not torch.allclose(answers[0], answers[1], atol=1e-5)
+
+
+def test_padding_is_not_calibrated_on() -> None:
+    """What stands at padding changes no table."""
+    architecture, specs = "BertForSequenceClassification", [CodecSpec.parse("means:2+delta+rot+int4")]
+    model, made = adapt(make(architecture)), []
+    for filler in (0, 7):
+        inputs = example(architecture, seed=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["attention_mask"][:, 9:] = 0
+        inputs["input_ids"][:, 9:] = filler
+        made += calibrate(model, [inputs], specs, (0.5, 0.5), num_samples=len(inputs["input_ids"]))
+    for name, table in made[0].tables.items():
+        assert torch.allclose(table, made[1].tables[name], atol=1e-5), name
+
+
+def test_the_command_writes_what_runs_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """calibrate, then evaluate with the codec: the file is found by the model's fingerprint. Another model's is not."""
+    from transformers import ViTImageProcessorPil
+
+    monkeypatch.setenv("EDGEPRISM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data" / "cifar10").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, count in (("train_5k", 40), ("test_500", 10)):
+        images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        np.savez(
+            tmp_path / "data" / "cifar10" / f"{name}.npz", images=images, labels=np.arange(count, dtype=np.uint8) % 10
+        )
+    for seed in (0, 1):
+        make("ViTForImageClassification", seed=seed, num_labels=10).save_pretrained(tmp_path / f"vit{seed}")
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / f"vit{seed}")
+    data = ("--dataset", "cifar10", "--data", str(tmp_path / "data"))
+    arguments = ("--codec", "delta+pq:8,delta+rot+int4", *data, "--json")
+    assert main(["evaluate", str(tmp_path / "vit0"), *arguments]) == 2
+    assert "edgeprism calibrate" in capsys.readouterr().err
+    assert main(["calibrate", str(tmp_path / "vit0"), *arguments, "--limit", "20"]) == 0
+    files = [Path(one["file"]) for one in json.loads(capsys.readouterr().out)["calibrations"]]
+    assert [Calibration.read(file).source["samples"] for file in files] == [20, 20]
+    assert main(["evaluate", str(tmp_path / "vit0"), *arguments]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [result["codec"] for result in results] == ["delta+pq:8", "delta+rot+int4"]
+    assert [result["relative_bytes"] for result in results] == [1 / 32, 1 / 8]
+    assert main(["evaluate", str(tmp_path / "vit1"), *arguments]) == 2
+    assert main(["evaluate", str(tmp_path / "vit1"), *arguments, "--calibration", str(files[0])]) == 2
+    assert "another model" in capsys.readouterr().err
+    assert main(["calibrate", str(tmp_path / "vit0"), "--codec", "int8", *data]) == 2
+    assert "needs no calibration" in capsys.readouterr().err
+
+
+def test_nothing_to_make_is_refused() -> None:
+    """A codec without tables has nothing to calibrate."""
+    with pytest.raises(InputError, match="int8 needs no calibration"):
+        calibrate(adapt(make("ViTModel")), [], [CodecSpec.parse("int8")], (0.5, 0.5), num_samples=1)
