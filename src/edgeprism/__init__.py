@@ -12,6 +12,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.cli.need_torch import need_torch
+
 if TYPE_CHECKING:
     from edgeprism.evaluate.trainable import with_codec, without_codec
     from edgeprism.runtime.cluster import Cluster
@@ -34,6 +36,8 @@ _HOMES = {
     "without_codec": "edgeprism.evaluate.trainable",
 }
 
+_WITH_TORCH = {"Cluster", "Engine", "load"}
+
 try:
     __version__ = version("edgeprism")
 except PackageNotFoundError:  # used from a source tree that is not installed
@@ -43,6 +47,8 @@ except PackageNotFoundError:  # used from a source tree that is not installed
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeprism' has no attribute {name!r}")
+    if name in _WITH_TORCH:
+        need_torch()
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,8 @@ def test_a_text_may_be_longer_than_any_name_of_a_file(root: Path, capsys: pytest
         (("{root}/ViTModel", "{root}/red.png", "--local-workers", "9"), "1 to 8 devices"),
         (("{root}/ViTModel", "{root}/red.png", "--shares", "0.5,0.5"), "--local-workers 1"),
         (("{root}/ViTModel", "{root}/red.png", "--batch", "0"), "--batch must be at least 1"),
+        (("{root}/ViTModel", "{root}/red.png", "--threads", "0"), "--threads must be at least 1"),
+        (("{root}/ViTModel", "{root}/red.png", "--threads", "1", "--local-workers", "2"), "of its own"),
         (("{root}/ViTModel", "{root}/red.png", "--frobnicate"), "--frobnicate"),
         (("{root}/ViTModel",), "INPUT"),
         (("{root}/DistilBertForMaskedLM", "no mask here"), "[MASK]"),
@@ -257,6 +260,25 @@ def test_plans_that_do_not_fit_the_request_are_refused(
     status, out, err = run(capsys, root / "ViTModel", root / "red.png", "--local-workers", "2", *options)
     assert (status, out) == (2, "")
     assert says in err.strip().splitlines()[-1]
+
+
+def test_a_summary_says_of_which_request_it_is(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two pictures, one a request: times and devices are those of the second."""
+    for batch, says in (("1", "\nthe last of 2 requests: local"), ("2", "\nlocal")):
+        status, out, _ = run(capsys, root / "ViTModel", root / "red.png", root / "grey.jpg", "--batch", batch)
+        assert status == 0
+        assert says in out
+
+
+def test_threads_are_what_was_asked_for(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also on threads that begin later, such as the one that computes."""
+    before = torch.get_num_threads()
+    try:
+        assert run(capsys, root / "ViTModel", root / "red.png", "--threads", before + 1)[0] == 0
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_codec_without_effect_is_said(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

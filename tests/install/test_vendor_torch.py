@@ -190,4 +190,10 @@ def test_a_torch_that_does_not_start_is_one_line(
         assert says in last
         assert "pip install 'edgeprism[torch]'" in last
         assert "Traceback" not in done.stderr
+    code = "import edgeprism; print(edgeprism.Plan); edgeprism.Cluster.spawn(2)"
+    done = run(str(device._bin("python")), "-c", code)
+    assert done.stdout.startswith("<class")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("edgeprism.errors.InputError: ")
+    assert says in last
     assert device.edgeprism("plan", model, "--length", "9").returncode == 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.cli import stream_options
 from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.screen import Screen
-from edgeprism.cli.source import check_cluster, config_directory, tokens_of_pictures
+from edgeprism.cli.source import check_cluster, config_directory, names_of, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
 from edgeprism.runtime.cores import divide_cores
 from edgeprism.specs.codec import CodecSpec
@@ -51,6 +51,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--shares", metavar="S,S,...", help="fractions of the work by device")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as the model is stored)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if a kernel runs there, else cpu)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads that this process computes with (default: as torch chooses)"
+    )
     parser.add_argument("--batch", type=int, default=8, metavar="B", help="inputs in one request at most (default: 8)")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="labels to show (default: 5)")
     parser.add_argument("--max-new-tokens", type=int, default=20, metavar="N", help="length of a continuation")
@@ -61,9 +64,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def execute(args: argparse.Namespace) -> int:
     """Run and print. InputError (one line, exit 2) for whatever cannot be used."""
     stream_options.check_options(args)
-    for name, value in (("--batch", args.batch), ("--top", args.top), ("--max-new-tokens", args.max_new_tokens)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, not {value}")
+    for name in ("batch", "top", "max_new_tokens", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    if args.threads is not None and args.local_workers > 1:
+        raise InputError("--threads goes not with --local-workers, which give each device cores and threads of its own")
     plan = _plan(args)
     codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
     directory = config_directory(args.model)
@@ -80,11 +86,15 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
         _say(f"plan {plan} uses this process alone; name {which} to use the other devices")
     _say("loading torch and the model")
     need_torch()
+    import torch
+
     from edgeprism.cli.stream import run_stream
     from edgeprism.runtime.engine import load
 
     _quiet()
-    screen = Screen()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    screen = Screen(names_of(Path(args.cluster)) if args.cluster and not alone else ())
     with (
         screen.events(),
         _cluster(args, alone=alone) as cluster,
@@ -101,7 +111,8 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
         if source is not None:
             return run_stream(engine, source, args, screen, _line_of)
         document = _run(engine, args)
-    print(json.dumps(document, indent=2) if args.json else f"\n{document['summary']}")
+    which = f"the last of {len(document['traces'])} requests: " if len(document["traces"]) > 1 else ""
+    print(json.dumps(document, indent=2) if args.json else f"\n{which}{screen.named(document['summary'])}")
     return 0
 
 

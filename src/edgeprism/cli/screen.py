@@ -7,11 +7,12 @@ plain line, and comes less often.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 TERMINAL_PERIOD_S = 0.5
@@ -20,15 +21,26 @@ CLEAR = "\r\x1b[K"
 
 
 class Screen:
-    """For any thread: what others log comes through here as well."""
+    """For any thread: what others log comes through here as well. ``names`` are those of the devices, 0 first, where
+    they have some: lines on standard error give them."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self._names = names
         self._lock = threading.RLock()
         self._is_terminal = sys.stderr.isatty()
         self._shares_terminal = self._is_terminal and sys.stdout.isatty()
         self._status = ""
         self.period_s = TERMINAL_PERIOD_S if self._is_terminal else LOG_PERIOD_S
         """How often ``status`` should be called."""
+
+    def named(self, text: str) -> str:
+        """With the name of each device before its number; "pi1 (device 1)" has it already."""
+
+        def name(match: re.Match[str]) -> str:
+            rank = int(match[1])
+            return f"{self._names[rank]} ({match[0]})" if rank < len(self._names) else match[0]
+
+        return re.sub(r"(?<!\()\bdevice (\d+)\b", name, text)
 
     def result(self, line: str) -> None:
         """One line on standard output."""
@@ -43,7 +55,7 @@ class Screen:
         """One line on standard error, which stays there."""
         with self._lock:
             self._clear()
-            print(f"edgeprism: {line}", file=sys.stderr, flush=True)
+            print(f"edgeprism: {self.named(line)}", file=sys.stderr, flush=True)
             self._draw()
 
     def status(self, line: str) -> None:
@@ -53,7 +65,7 @@ class Screen:
             return
         with self._lock:
             self._clear()
-            self._status = line
+            self._status = self.named(line)
             self._draw()
 
     def end(self) -> None:

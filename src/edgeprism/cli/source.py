@@ -28,6 +28,13 @@ def check_cluster(path: Path, key: Path | None) -> None:
     own_keys(path, ClusterFile.read(path).members[0], key)
 
 
+def names_of(path: Path) -> list[str]:
+    """The devices of a cluster file, the coordinator first."""
+    from edgeprism.runtime.cluster_file import ClusterFile
+
+    return [member.name for member in ClusterFile.read(path).members]
+
+
 def tokens_of_pictures(directory: Path, model: ModelSpec) -> int | None:
     """Tokens of a picture as the processor cuts it, for families that take any size; None if it does not say."""
     try:

@@ -47,7 +47,7 @@ def run_stream(engine: Engine, source: Source, args: argparse.Namespace, screen:
         raise ended.error
     if ended.why == "end" and not stream.feed.num_submitted:
         raise InputError(f"not one picture of {source.name} could be read")
-    print(json.dumps(stream.document(ended), indent=2) if args.json else f"\n{stream.tally.summary()}")
+    print(json.dumps(stream.document(ended), indent=2) if args.json else f"\n{screen.named(stream.tally.summary())}")
     if ended.error is not None:
         raise ended.error
     if stream.first_failure and not stream.tally.num_done:

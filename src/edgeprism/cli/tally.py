@@ -102,10 +102,11 @@ class Tally:
             for one in recent:
                 latencies.add(one.latency_s)
             words += [f"p{percent} {1e3 * latencies.percentile_s(percent):.0f} ms" for percent in (50, 95)]
-        devices = sorted({device for one in recent for device in one.devices})
+        absent = {who for who, _ in map(split_reason, self.left_out)}
+        devices = sorted({d for one in recent for d in one.devices if f"device {d}" not in absent})
         words.append(f"devices {' '.join(map(str, devices)) or '-'}")
         if self.left_out:
-            words.append("without " + ", ".join(who for who, _ in map(split_reason, self.left_out)))
+            words.append("without " + ", ".join(sorted(absent)))
         reader = 1 - self.shares["waiting"] if self._feed.num_submitted else 0.0
         words.append(f"reading {reader:.0%}" + (": the limit" if self.reader_is_limit else ""))
         return ", ".join(words)

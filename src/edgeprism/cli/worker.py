@@ -46,6 +46,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def execute(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
+    from edgeprism.runtime.service import Service
+
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads must be at least 1, not {args.threads}")
     if not args.cache_gb > 0:
@@ -57,6 +59,7 @@ def execute(args: argparse.Namespace) -> int:
         args.announce = args.announce or (args.key.stem if args.key else socket.gethostname())
         check_name(args.announce)
         require_zeroconf()
+    service = Service.of(args.listen, key=args.key, coordinator=args.coordinator, roots=args.models)
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s edgeprism worker: %(message)s", datefmt="%H:%M:%S")
     for handler in logging.getLogger().handlers:
@@ -68,10 +71,7 @@ def execute(args: argparse.Namespace) -> int:
     cache = WeightCache(args.cache or cache_root() / "weights", int(args.cache_gb * 1e9))
 
     serve(
-        args.listen,
-        key=args.key,
-        coordinator=args.coordinator,
-        roots=args.models,
+        service,
         cache=cache,
         device=args.device,
         cores=cores,

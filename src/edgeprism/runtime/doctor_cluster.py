@@ -61,7 +61,7 @@ def key_check(key: Path) -> Check:
     try:
         keys = read_key_file(key)
     except InputError as exc:
-        return _failure(key.name, "key", exc, "make one: edgeprism keys new NAME")
+        return _failure(key.name, "key", exc, "give this device's with --key, or make it: edgeprism keys new NAME")
     return Check.of(key.name, "key", "ok", f"only its owner can read it; its public_key is {keys.public}")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from edgeprism.errors import InputError, ModelFilesError, PeerError, PeerTimeout
+from edgeprism.errors import ModelFilesError, PeerError, PeerTimeout
 from edgeprism.models.load import load_pretrained
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
@@ -26,13 +26,13 @@ from edgeprism.models.registry import adapt
 from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.announce import announced
 from edgeprism.runtime.cluster import Cluster
-from edgeprism.runtime.cluster_file import ClusterFile, is_loopback, own_keys, split_address
+from edgeprism.runtime.cluster_file import ClusterFile, own_keys
 from edgeprism.runtime.messages import Introduction, LoadOrder
+from edgeprism.runtime.service import Service
 from edgeprism.runtime.weights import WeightCache
 from edgeprism.runtime.worker import Fetch, Worker
 from edgeprism.wire.frame import NO_RANK
-from edgeprism.wire.key_file import read_key_file
-from edgeprism.wire.keys import OPEN_KEYS, Peer, check_key
+from edgeprism.wire.keys import Peer
 from edgeprism.wire.zmq import ZmqTransport
 
 log = logging.getLogger(__name__)
@@ -60,35 +60,19 @@ def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Clust
 
 
 def serve(
-    listen: str,
+    service: Service,
     *,
-    key: Path | None,
-    coordinator: str | None,
-    roots: Sequence[Path],
     cache: WeightCache,
     device: str | None = None,
     cores: tuple[int, ...] | None = None,
     num_threads: int | None = None,
     announce: str | None = None,
 ) -> None:
-    """`edgeprism worker`: serves the coordinator with that public key until SIGTERM or SIGINT, which let a request end.
+    """`edgeprism worker`: serves the coordinator of ``service`` until SIGTERM or SIGINT, which let a request end.
 
-    ``roots``: directories whose subdirectories are models that it has; what it lacks is sent into ``cache``.
-    ``announce``: the name under which others on the network find it. InputError for what cannot be used of these.
+    What it lacks is sent into ``cache``. ``announce``: the name under which others on the network find it. InputError
+    for what cannot be used of these.
     """
-    host, port = split_address(listen)
-    if (key is None) != (coordinator is None):
-        raise InputError("--key and --coordinator belong together: this device's secret, and whom it serves")
-    if key is None and not is_loopback(host):
-        raise InputError(f"without --key and --coordinator a worker listens on loopback only, not on {host}")
-    for root in roots:
-        if not root.is_dir():
-            raise InputError(f"--models {root} is no directory")
-    keys = OPEN_KEYS if key is None else read_key_file(key)
-    whom = OPEN_KEYS.public if coordinator is None else coordinator
-    check_key(whom)
-    if whom == OPEN_KEYS.public and not is_loopback(host):
-        raise InputError("--coordinator is the key of those who have none, which everybody knows: make one of its own")
     if cores is not None:
         os.sched_setaffinity(0, cores)  # before torch and libzmq start threads of their own
     torch_device = choose_device(device)
@@ -97,15 +81,15 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with ZmqTransport(NO_RANK, keys, bind=f"tcp://{host}:{port}") as transport:
-        transport.connect([Peer(rank=0, public_key=whom)])
-        log.warning("listens on %s; serves the coordinator with key %s", transport.address, whom)
+    with ZmqTransport(NO_RANK, service.keys, bind=f"tcp://{service.host}:{service.port}") as transport:
+        transport.connect([Peer(rank=0, public_key=service.coordinator)])
+        log.warning("listens on %s; serves the coordinator %s", transport.address, service.whom)
         log.info("computes on %s", torch_device)
 
         def load(order: LoadOrder, fetch: Fetch) -> Model:
-            return load_order(order, fetch, roots, cache, torch_device)
+            return load_order(order, fetch, service.roots, cache, torch_device)
 
-        with nullcontext() if announce is None else announced(announce, transport.address, keys.public):
+        with nullcontext() if announce is None else announced(announce, transport.address, service.keys.public):
             Worker(transport, load, ends=stop.is_set, stays=True).serve()
     log.warning("has ended")
 
@@ -116,8 +100,9 @@ def load_order(
     """The model of an order: this device's own copy if it is the same, one that was sent before, or one sent now."""
     directory = find_model(order.model, order.fingerprint, roots) or cache.find(order.fingerprint)
     if directory is None:
-        log.warning("has no such model as the coordinator's %s: has it sent", order.model)
+        log.warning("has no such model as the coordinator's %s: asks for it", order.model)
         directory = cache.fetch(order.fingerprint, fetch.ask, fetch.next_chunk)
+        log.warning("has it now, and loads it")
     if order.dtype not in DTYPES:
         raise ModelFilesError(f"dtype {order.dtype!r} is unknown here; run the same edgeprism on both devices")
     return adapt(load_pretrained(str(directory), dtype=DTYPES[order.dtype]).to(device))  # type: ignore[arg-type]

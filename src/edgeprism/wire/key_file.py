@@ -42,7 +42,10 @@ def read_key_file(path: Path) -> KeyPair:
         mode = path.stat().st_mode
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"no key file {path}; make one with: edgeprism keys new {path.stem}") from None
+        raise InputError(
+            f"no key file {path}; give the path of this device's with --key, or, where it has never had one, make it: "
+            f"edgeprism keys new {path.stem}"
+        ) from None
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"key file {path} cannot be read: {exc}") from exc
     if mode & (stat.S_IRWXG | stat.S_IRWXO):

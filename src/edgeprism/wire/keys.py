@@ -69,7 +69,7 @@ def check_key(key: str) -> None:
     except (KeyError, ValueError, struct.error):  # the last: five characters above 32 bits
         is_key = False
     if not is_key:
-        raise InputError("a CURVE key is 40 characters of Z85; make a pair with KeyPair.generate()")
+        raise InputError("a key is 40 characters of Z85, as edgeprism keys new prints them")
 
 
 def key_name(key: str) -> str:

@@ -10,6 +10,7 @@ off is lost when heartbeats fail.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
@@ -183,8 +184,7 @@ class ZmqTransport(Transport):
             self._router.bind(address)
         except zmq.ZMQError as exc:
             self.close()
-            message = f"cannot listen on {address!r}: {exc.strerror}; give tcp://ADDRESS:PORT of this device"
-            raise InputError(message) from exc
+            raise InputError(_why_not_bound(address, exc)) from exc
 
     def _watch(self, source: Socket | int, handler: Callable[[list[Event]], object]) -> None:
         self._poller.register(source, zmq.POLLIN)
@@ -334,6 +334,15 @@ class ZmqTransport(Transport):
             self._unwatch(fd)
             self.is_orphan = True
             events.append(Lost(0, "the process that started this one is gone"))
+
+
+def _why_not_bound(address: str, exc: zmq.ZMQError) -> str:
+    advice = {
+        errno.EADDRINUSE: "does a worker run here already (ss -ltnp shows who listens)? Else take another port",
+        errno.EADDRNOTAVAIL: "no interface of this device has that address: give one that it has, or 0.0.0.0 for all",
+        errno.ENODEV: "no interface of this device has that address: give one that it has, or 0.0.0.0 for all",
+    }.get(exc.errno or 0, "give an address of this device, and a port above 1023")
+    return f"cannot listen on {address.removeprefix('tcp://')}: {zmq.strerror(exc.errno or 0)}; {advice}"
 
 
 def _view(part: zmq.Frame) -> Part:
