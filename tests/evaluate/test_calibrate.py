@@ -51,6 +51,27 @@ def test_calibrated_codecs_lose_little(architecture: str) -> None:
     assert off["delta+rot+int4"] < off["means:2+delta+rot+int3"]
 
 
+@pytest.mark.parametrize("architecture", ["ViTForImageClassification", *TEXTS])
+def test_training_sees_what_devices_compute(architecture: str) -> None:
+    """The trainable module has the answers of the engine, with gradients, twice in a row."""
+    inputs = example(architecture, seed=99)
+    for codec, calibration in zip(CODECS, tables_of(architecture, CODECS), strict=True):
+        model = make(architecture)
+        with (
+            edgeprism.Cluster.in_process(2) as cluster,
+            edgeprism.load(model, cluster=cluster, plan="sequence", codec=codec, calibrations=[calibration]) as engine,
+        ):
+            wanted = engine(**inputs)[0]
+        wrapped = edgeprism.with_codec(model, codec, 2, calibration=calibration)
+        for _ in range(2):
+            output = wrapped(**inputs)[0]
+            # a value near the border of two codes may fall on either side of it
+            assert (output - wanted).norm() < 0.05 * wanted.norm()
+        output.square().mean().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in wrapped.parameters())
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in wrapped.parameters())
+
+
 @pytest.mark.processes
 def test_tables_reach_other_processes(tmp_path: Path) -> None:
     """Worker processes get them with the order to load the model, and answer as one process does."""
