@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.cli.need_torch import need_torch
+from edgeprism.need_torch import need_torch
 
 if TYPE_CHECKING:
     from edgeprism.evaluate.trainable import with_codec, without_codec
@@ -36,7 +36,7 @@ _HOMES = {
     "without_codec": "edgeprism.evaluate.trainable",
 }
 
-_WITH_TORCH = {"Cluster", "Engine", "load"}
+_WITH_TORCH = {"Cluster", "Engine", "load", "with_codec", "without_codec"}
 
 try:
     __version__ = version("edgeprism")

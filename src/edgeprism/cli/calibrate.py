@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprism.cli.bar import progress_bar, quiet, say
-from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.source import config_directory
 from edgeprism.errors import InputError
+from edgeprism.need_torch import need_torch
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.plan import Plan

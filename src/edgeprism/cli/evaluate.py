@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli.accuracy_table import accuracy_table
 from edgeprism.cli.bar import progress_bar, quiet, say
-from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.source import config_directory
 from edgeprism.errors import EdgeprismError, InputError, PlanError
+from edgeprism.need_torch import need_torch
 from edgeprism.specs.accuracy import AccuracyFile, AccuracyRecord
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of

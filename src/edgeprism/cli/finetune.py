@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli import finetune_options
 from edgeprism.cli.bar import say
-from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.source import config_directory
 from edgeprism.errors import InputError
+from edgeprism.need_torch import need_torch
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli import stream_options
-from edgeprism.cli.need_torch import need_torch
 from edgeprism.cli.screen import Screen
 from edgeprism.cli.source import check_cluster, config_directory, names_of, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
+from edgeprism.need_torch import need_torch
 from edgeprism.runtime.cores import divide_cores
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of

@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 from edgeprism.cli.log_budget import LogBudget
-from edgeprism.cli.need_torch import need_torch
 from edgeprism.errors import InputError
+from edgeprism.need_torch import need_torch
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

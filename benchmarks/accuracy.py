@@ -1,0 +1,187 @@
+"""What do codecs cost in accuracy, at how many bytes? The tables and the frontier: `make reproduce-accuracy`.
+
+For each model of the study: tables of the codecs that need some are made from training data, then every codec is scored
+on the test set, once, by `edgeprism calibrate` and `edgeprism evaluate` as users run them. `--case` does one model;
+what others gave stays in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import RESULTS, arguments, record
+
+EIGHTH = ("delta+rot+int4", "rot+int4", "int4", "pq:2", "means:8")
+SIXTEENTH = ("delta+pq:4", "delta+rot+int2", "rot+int2", "means:16")
+LESS = ("delta+pq:8", "pq:8", "delta+rot+int1", "means:32", "delta+pq:16", "pq:16", "means:64")
+KEYS = ("kv:rot+int4", "kv:rot+int3")
+BEST = ("delta+rot+int4", "delta+pq:4", "delta+pq:8", "delta+pq:16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One row of the study: devices, dtype, codecs."""
+
+    codecs: tuple[str, ...]
+    devices: int = 2
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A model and its data. ``calibrate`` and ``evaluate``: options of those commands."""
+
+    build: Callable[[], Path]
+    dataset: str
+    calibrate: tuple[str, ...]
+    evaluate: tuple[str, ...]
+    ways: tuple[Way, ...]
+
+
+def demo_vit() -> Path:
+    """The demo's ViT-S/14 for CIFAR-10."""
+    from demo.build import build
+
+    return build()
+
+
+def minilm() -> Path:
+    """MiniLM trained on SST-2."""
+    from study.minilm_sst2 import build
+
+    return build()
+
+
+def smollm2() -> Path:
+    """SmolLM2-135M."""
+    from study.smollm2 import build
+
+    return build()
+
+
+ELSEWHERE = tuple(Way(codecs=BEST, devices=devices) for devices in (3, 4)) + (Way(codecs=BEST, dtype="bfloat16"),)
+CASES = {
+    "cifar10": Case(
+        build=demo_vit,
+        dataset="cifar10",
+        calibrate=("--split", "train", "--limit", "200"),
+        evaluate=("--split", "test", "--batch", "25"),
+        ways=(Way(codecs=("int8", *EIGHTH, "means:9.9", *SIXTEENTH, *LESS, *KEYS)), *ELSEWHERE),
+    ),
+    "sst2": Case(
+        build=minilm,
+        dataset="sst2",
+        calibrate=("--split", "train", "--limit", "1500"),
+        evaluate=(
+            "--split",
+            "dev",
+        ),
+        ways=(Way(codecs=("int8", *EIGHTH, *SIXTEENTH, *LESS, *KEYS)), *ELSEWHERE),
+    ),
+    "wikitext2": Case(
+        build=smollm2,
+        dataset="wikitext2",
+        calibrate=("--limit", "24", "--batch", "2"),
+        evaluate=("--batch", "2"),
+        ways=(Way(codecs=("int8", "kv:int8", "kv:int4", *EIGHTH, *KEYS, "delta+pq:4", "means:16")),),
+    ),
+}
+FIRST_PART = 0.25  # of the only part of WikiText-2 that is at hand; the rest is scored
+
+
+def main() -> int:
+    """Measures, and writes benchmarks/results/accuracy.json."""
+    parser = arguments(__doc__)
+    parser.add_argument("--case", choices=CASES, action="append", help="only this model (default: all)")
+    args = parser.parse_args()
+    if args.smoke:
+        return smoke()
+    done = _so_far()
+    for name in args.case or CASES:
+        with tempfile.TemporaryDirectory(prefix="edgeprism-accuracy-") as folder:
+            done[name] = run(CASES[name], Path(folder))
+        record("accuracy", done, {"threads": os.cpu_count()})
+    return 0
+
+
+def run(case: Case, folder: Path) -> list[dict[str, Any]]:
+    """The rows of one model."""
+    from edgeprism.specs.codec import CodecSpec
+
+    model = str(case.build())
+    made_from, scored_on = _halves(folder) if case.dataset == "wikitext2" else ((), ())
+    rows: list[dict[str, Any]] = []
+    for way in case.ways:
+        common = ("--devices", str(way.devices), "--dtype", way.dtype, "--dataset", case.dataset)
+        tables: list[str] = []
+        if need := [codec for codec in way.codecs if CodecSpec.parse(codec).needs_calibration]:
+            out = folder / f"{way.devices}-{way.dtype}"
+            made = command(
+                "calibrate", model, *common, *case.calibrate, *made_from, "--codec", ",".join(need), "--out", out
+            )
+            tables = [text for one in made["calibrations"] for text in ("--calibration", one["file"])]
+        kept = ("--accuracy-file", folder / "accuracy.json")
+        result = command(
+            "evaluate", model, *common, *case.evaluate, *scored_on, *tables, *kept, "--codec", ",".join(way.codecs)
+        )
+        rows += [{**row, "devices": way.devices} for row in result["results"]]
+    return rows
+
+
+def command(name: str, *arguments: object) -> dict[str, Any]:
+    """Runs `edgeprism NAME ... --json`; its progress is shown."""
+    line = [sys.executable, "-m", "edgeprism", name, *map(str, arguments), "--json"]
+    print(" ".join(line[2:]), file=sys.stderr)
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def _halves(folder: Path) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Two files of WikiText: one to make tables from, one to score on."""
+    from edgeprism.evaluate.datasets.registry import load_dataset
+
+    text = str(load_dataset("wikitext2").inputs[0])
+    cut = text.index("\n", int(len(text) * FIRST_PART))
+    for part, words in (("first", text[:cut]), ("rest", text[cut:])):
+        (folder / part).mkdir()
+        (folder / part / "valid.txt").write_text(words, encoding="utf-8")
+    return ("--data", str(folder / "first")), ("--data", str(folder / "rest"))
+
+
+def _so_far() -> dict[str, Any]:
+    path = RESULTS / "accuracy.json"
+    figures: dict[str, Any] = json.loads(path.read_text())["figures"] if path.is_file() else {}
+    return figures
+
+
+def smoke() -> int:
+    """A tiny model on a few pictures of noise: every step, no figure that means anything."""
+    from benchmarks.evaluation import small
+
+    with tempfile.TemporaryDirectory(prefix="edgeprism-accuracy-") as name:
+        folder = Path(name)
+        model, data = small(folder)
+        case = replace(
+            CASES["cifar10"],
+            build=lambda: Path(model),
+            calibrate=("--limit", "16", "--data", str(data)),
+            evaluate=("--split", "train", "--limit", "8", "--data", str(data)),
+            ways=(Way(codecs=("means:4", "rot+int2", "delta+pq:8")), Way(codecs=("delta+rot+int4",), devices=3)),
+        )
+        rows = run(case, folder)
+        assert [row["codec"] for row in rows] == ["means:4", "rot+int2", "delta+pq:8", "delta+rot+int4"]
+        record("accuracy", {"smoke": rows}, {}, smoke=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
