@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.report import RESULTS, arguments, record
 
-EIGHTH = ("delta+rot+int4", "rot+int4", "int4", "pq:2", "means:8")
+EIGHTH = ("delta+rot+int4", "rot+int4", "int4", "means:8")
 SIXTEENTH = ("delta+pq:4", "delta+rot+int2", "rot+int2", "means:16")
 LESS = ("delta+pq:8", "pq:8", "delta+rot+int1", "means:32", "delta+pq:16", "pq:16", "means:64")
 KEYS = ("kv:rot+int4", "kv:rot+int3")

@@ -58,7 +58,7 @@ def test_the_model_of_a_command_is_one_that_the_reader_has(page: str, command: s
         text = (ROOT / page if page == "README.md" else HOW_TO / page).read_text(encoding="utf-8")
         assert "MODEL=~/.cache/edgeprism/models/vit-s14-cifar10" in text
     else:
-        assert model == "gpt2" or model.startswith(("%h/", "google/"))
+        assert model == "gpt2" or model.startswith(("%h/", "./", "google/"))
 
 
 def test_an_option_that_does_not_exist_is_found(capsys: pytest.CaptureFixture[str]) -> None:
