@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgeprism.evaluate.examples import Examples
     from edgeprism.evaluate.finetune import OnStep, Settings, Trainer
 
-RATES = {"low-rank": 3e-4, "full": 2e-5}
+RATES = {"low-rank": 1.5e-4, "full": 2e-5}
 """Default peak learning rates."""
 MOST_HELD_OUT = 500
 WARMUP = 0.05  # of the steps

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=float, default=1.0, metavar="E", help="passes over the data (default: 1)")
     parser.add_argument("--steps", type=int, metavar="N", help="batches to train on, instead of --epochs")
     parser.add_argument("--batch", type=int, default=32, metavar="B", help="inputs in one step (default: 32)")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: 3e-4, with --full 2e-5)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: 1.5e-4, with --full 2e-5)")
     parser.add_argument("--seed", type=int, default=0, help="of order, initial adaptors and dropout (default: 0)")
     parser.add_argument("--no-vary", action="store_true", help="under distil: do not crop and flip pictures at random")
     parser.add_argument("--limit", type=int, metavar="N", help="use the first N inputs of the data only")
