@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from edgeprism.errors import InputError, PlanError
+from edgeprism.evaluate.dataset import Dataset
+from edgeprism.evaluate.datasets.registry import load_dataset
 from edgeprism.evaluate.examples import Examples, endless
-from edgeprism.evaluate.training_data import TrainingData, load_training
 from edgeprism.evaluate.variants import vary
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec
@@ -32,7 +33,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def texts(root: Path, codec: str) -> Examples:
     """The sentences for two devices."""
     spec = ModelSpec.from_directory(root / "bert")
-    return Examples(load_training("sst2", root / "data"), root / "bert", spec, CodecSpec.parse(codec), 2)
+    return Examples(
+        load_dataset("sst2", split="train", data=root / "data"), root / "bert", spec, CodecSpec.parse(codec), 2
+    )
 
 
 def test_texts_of_a_batch_have_one_length(root: Path) -> None:
@@ -73,20 +76,35 @@ def test_variants() -> None:
     assert all((one - two).abs().mean() > 0.01 for one, two in zip(first, pixels, strict=True))
 
 
-def test_data_that_cannot_be_used(root: Path, tmp_path: Path) -> None:
-    """Said in one line each."""
-    with pytest.raises(InputError, match="unknown data set 'mnist'; use one of cifar10"):
-        load_training("mnist", root)
-    with pytest.raises(InputError, match=r"has no train\*.npz"):
-        load_training("cifar10", tmp_path)
-    with pytest.raises(InputError, match=r"has no train.tsv"):
-        load_training("sst2", tmp_path)
-    (tmp_path / "train.tsv").write_text("sentence\nno label\n")
-    with pytest.raises(InputError, match="sentence and label"):
-        load_training("sst2", tmp_path)
-    pictures = TrainingData(name="p", kind="pictures", inputs=[np.zeros((2, 2, 3))], targets=np.zeros(1))
+def test_data_that_cannot_be_used(root: Path) -> None:
+    """Another kind of input, no labels, labels that the head does not have: said in one line each."""
+    spec = ModelSpec.from_directory(root / "bert")
+
+    def examples(**changes: Any) -> Examples:
+        given = {"kind": "texts", "inputs": [("a cat",)], "targets": np.zeros(1, np.int64), "labels": ("bad", "good")}
+        data = Dataset(name="d", split="train", **{**given, **changes})
+        return Examples(data, root / "bert", spec, CodecSpec(), 2)
+
     with pytest.raises(InputError, match="classifies pictures; BertForSequenceClassification is none"):
-        Examples(pictures, root / "bert", ModelSpec.from_directory(root / "bert"), CodecSpec(), 2)
+        examples(kind="pictures")
+    with pytest.raises(InputError, match="no data set for classifiers"):
+        examples(kind="stream")
+    with pytest.raises(InputError, match="has no labels"):
+        examples(targets=None)
+    with pytest.raises(InputError, match="it has no bad, good"):
+        examples()
+
+
+def test_targets_are_outputs_of_the_head(tmp_path: Path) -> None:
+    """A head that names its labels in another order is trained in its own."""
+    write_model_directory("BertForSequenceClassification", tmp_path / "bert", id2label={0: "good", 1: "bad"})
+    data = Dataset(
+        name="d", split="train", kind="texts", inputs=[("a cat",), ("the dog",)], targets=np.array([0, 1]),
+        labels=("bad", "good"),
+    )  # fmt: skip
+    spec = ModelSpec.from_directory(tmp_path / "bert")
+    _, targets = Examples(data, tmp_path / "bert", spec, CodecSpec(), 2).batch([0, 1])
+    assert targets.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
-from tests.families import NUM_LABELS, is_text, make
+from tests.families import is_text, make
 
 WORDS = "[PAD] [UNK] a the cat dog mat sat on went home again today good bad".split()  # noqa: SIM905
 _TEXTS = (
@@ -23,7 +23,8 @@ SENTENCES = [(text if i < 4 else f"{text} today", i % 2) for i in range(12) for 
 
 
 def write_model_directory(architecture: str, path: Path, **changes: Any) -> None:
-    """A random model with what turns pictures or texts into its inputs."""
+    """A random model with what turns pictures or texts into its inputs, for the labels of CIFAR-10 or SST-2."""
+    changes = {"num_labels": 2 if is_text(architecture) else 10, **changes}
     if not is_text(architecture):
         make(architecture, **changes).save_pretrained(path)
         ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(path)
@@ -37,8 +38,8 @@ def write_model_directory(architecture: str, path: Path, **changes: Any) -> None
 def write_data(path: Path, *, num_pictures: int = 24) -> None:
     """Pictures in a colour for each label, and SENTENCES."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(NUM_LABELS, size=num_pictures).astype(np.uint8)
-    colours = rng.integers(256, size=(NUM_LABELS, 1, 1, 3))
+    labels = rng.integers(10, size=num_pictures).astype(np.uint8)
+    colours = rng.integers(256, size=(10, 1, 1, 3))
     noise = rng.integers(-20, 20, size=(num_pictures, 32, 32, 3))
     images = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
     (path / "cifar10").mkdir(parents=True)

@@ -65,9 +65,9 @@ def execute(args: argparse.Namespace) -> int:
     directory = config_directory(args.model)
     dtype = args.dtype or ModelSpec.from_directory(directory).dtype
     element_bytes_of(dtype)
-    from edgeprism.evaluate.datasets.registry import ENTRIES, load_dataset
+    from edgeprism.evaluate.datasets.registry import load_dataset, training_split
 
-    split = args.split or ("train" if args.dataset in ENTRIES and "train" in ENTRIES[args.dataset].splits else None)
+    split = args.split or training_split(args.dataset)
     dataset = _spread(load_dataset(args.dataset, split=split, data=args.data), args.limit)
     say("loading torch and the model")
     need_torch()

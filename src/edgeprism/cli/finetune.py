@@ -50,13 +50,13 @@ def execute(args: argparse.Namespace) -> int:
     spec = ModelSpec.from_directory(directory)
     say("loading torch and the model")
     need_torch()
+    from edgeprism.evaluate.datasets.registry import load_dataset, training_split
     from edgeprism.evaluate.examples import Examples
-    from edgeprism.evaluate.training_data import load_training
     from edgeprism.evaluate.write_model import check_output
 
     check_output(args.output)
     checkpoint = _checkpoint(args)
-    data = load_training(args.dataset, args.data)
+    data = load_dataset(args.dataset, split=training_split(args.dataset), data=args.data)
     examples = Examples(data, directory, spec, codec, args.devices)
     if examples.num_left_out:
         say(f"{examples.num_left_out} texts are too short for codec {codec} and are left out")

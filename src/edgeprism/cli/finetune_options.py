@@ -14,7 +14,9 @@ from edgeprism.specs.plan import Plan
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="whose training part is used: cifar10 or sst2")
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME", help="such as cifar10, sst2, pictures; its training part is used"
+    )
     parser.add_argument("--data", type=Path, metavar="PATH", help="folder that holds the data")
     parser.add_argument("--codec", required=True, metavar="C", help="what will travel, like means:9.9")
     parser.add_argument("--devices", type=int, default=2, metavar="P", help="devices that share tokens (default: 2)")

@@ -51,7 +51,7 @@ class Pictures(_Classification):
         patch_height_px, patch_width_px = self._spec.patch_size_px
         for start in range(0, self.num_inputs, size):
             pictures = self._inputs[start : start + size]
-            inputs = self._prepare([_image(picture) for picture in pictures])
+            inputs = self._prepare([image_of(picture) for picture in pictures])
             height_px, width_px = inputs["pixel_values"].shape[-2:]
             num_patches = (height_px // patch_height_px) * (width_px // patch_width_px)
             yield Batch(
@@ -94,5 +94,6 @@ class Texts(_Classification):
         return of_equal_length(self._tokens, 1 if self._one_at_a_time else size)
 
 
-def _image(picture: Picture) -> Image.Image:
+def image_of(picture: Picture) -> Image.Image:
+    """The picture, read where it is a file."""
     return read_image(str(picture)) if isinstance(picture, Path) else Image.fromarray(picture)

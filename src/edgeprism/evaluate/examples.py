@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from edgeprism.errors import InputError, PlanError
-from edgeprism.evaluate.training_data import TrainingData
+from edgeprism.evaluate.classify import image_of
+from edgeprism.evaluate.dataset import Dataset
+from edgeprism.evaluate.labels import check_head, head_labels, match_labels
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec
 from edgeprism.strategies.sequence.partition import token_bounds
@@ -29,14 +31,14 @@ Indices = Sequence[int]
 class Examples:
     """Inputs with their targets. ``num_left_out`` counts the texts that are too short for the codec."""
 
-    def __init__(
-        self, data: TrainingData, directory: Path, spec: ModelSpec, codec: CodecSpec, num_devices: int
-    ) -> None:
-        if (data.kind == "pictures") != spec.is_vision or "Classification" not in spec.architecture:
-            raise InputError(f"{data.name} needs a model that classifies {data.kind}; {spec.architecture} is none")
+    def __init__(self, data: Dataset, directory: Path, spec: ModelSpec, codec: CodecSpec, num_devices: int) -> None:
+        """InputError where the model is no classifier of such inputs, or its labels are others."""
+        if data.kind not in ("pictures", "texts"):
+            raise InputError(f"{data.name} is no data set for classifiers, which are what finetune trains")
+        check_head(data, spec)
         self.is_pictures = spec.is_vision
         self._data = data
-        self._targets = torch.from_numpy(np.asarray(data.targets))
+        self._targets = torch.from_numpy(_outputs(data, directory, spec))
         if spec.is_vision:
             self._prepare = prepare_pictures_with(directory)
             self._lengths = np.zeros(len(data.inputs), dtype=np.int64)
@@ -52,12 +54,8 @@ class Examples:
 
     def check_head(self, config: Any) -> None:
         """InputError where the head of a model with this config cannot be trained on these targets."""
-        num_labels = config.num_labels
         if config.problem_type == "multi_label_classification":
             raise InputError("this head gives several labels to one input; finetune trains heads that give one")
-        if num_labels > 1 and int(self._targets.max()) >= num_labels:
-            largest, name = int(self._targets.max()), self._data.name
-            raise InputError(f"the labels of {name} go from 0 to {largest}; this head has {num_labels} labels only")
         if not self.is_pictures and config.model_type == "gpt2" and config.pad_token_id is None:
             raise InputError("a batch needs pad_token_id in config.json, to find each text's last token; it is not set")
 
@@ -74,7 +72,7 @@ class Examples:
         """Keyword arguments of the model, and the targets."""
         targets = self._targets[list(indices)]
         if self.is_pictures:
-            return self._prepare([Image.fromarray(self._data.inputs[index]) for index in indices]), targets
+            return self._prepare([image_of(self._data.inputs[index]) for index in indices]), targets
         chosen = [self._tokens[index] for index in indices]
         names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in chosen[0]]
         return {name: torch.tensor([tokens[name] for tokens in chosen]) for name in names}, targets
@@ -87,6 +85,17 @@ def endless(examples: Examples, indices: Indices, size: int, seed: int, start: i
         made = examples.batches(indices, size, np.random.default_rng([seed, epoch]))
         yield from made[num_skipped:]
         num_skipped, epoch = max(0, num_skipped - len(made)), epoch + 1
+
+
+def _outputs(data: Dataset, directory: Path, spec: ModelSpec) -> npt.NDArray[Any]:
+    """For each input the number of the head's output, or the value."""
+    if data.targets is None:
+        raise InputError(f"{data.name} {data.split} has no labels")
+    if data.is_regression:
+        return data.targets.astype(np.float32)
+    stands_for = match_labels(data, head_labels(directory, spec.num_labels))
+    output_of = {int(label): output for output, label in enumerate(stands_for)}
+    return np.array([output_of[int(label)] for label in data.targets], dtype=np.int64)
 
 
 def _fits(num_tokens: int, codec: CodecSpec, num_devices: int) -> bool:

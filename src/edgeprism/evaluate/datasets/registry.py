@@ -104,6 +104,11 @@ def load_dataset(name: str, *, split: str | None = None, data: Path | None = Non
     return from_hub(name, split, looked_in=f"{_root() or 'EDGEPRISM_DATA, which is not set,'} has no {name} ({split})")
 
 
+def training_split(name: str) -> str | None:
+    """The split to train or calibrate on; None, the default one, where a data set has no part for that."""
+    return "train" if name in ENTRIES and "train" in ENTRIES[name].splits else None
+
+
 def _places(entry: Entry, data: Path | None) -> list[Path]:
     root = data or _root()
     if root is None:
