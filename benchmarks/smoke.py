@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-NOT_MEASURING = ("__init__", "boards", "faults", "network", "report", "rogue", "smoke", "stream", "table")
+NOT_MEASURING = ("__init__", "boards", "faults", "frontier", "network", "report", "rogue", "smoke", "stream", "table")
 
 
 def main() -> int:

@@ -1,0 +1,85 @@
+"""Draws the frontier of accuracy against bytes from results/accuracy.json, into docs/explanation/frontier.png."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import RESULTS
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "frontier.png"
+KINDS = {
+    "delta+pq": ("tab:blue", "o"),
+    "delta+rot": ("tab:cyan", "s"),
+    "pq": ("tab:green", "v"),
+    "rot": ("tab:olive", "D"),
+    "int": ("tab:gray", "P"),
+    "means": ("tab:red", "X"),
+}
+TITLES = {
+    "cifar10": "demo ViT-S/14, CIFAR-10 test, 500",
+    "sst2": "MiniLM, SST-2 dev, 872",
+    "wikitext2": "SmolLM2-135M, WikiText-2, 512 tokens",
+}
+
+
+def main() -> int:
+    """Writes the picture; 1 where there is nothing to draw it from or with."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ModuleNotFoundError:
+        print("frontier: the plot needs matplotlib; install it with: pip install matplotlib", file=sys.stderr)
+        return 1
+    figures = json.loads((RESULTS / "accuracy.json").read_text())["figures"]
+    names = [name for name in TITLES if name in figures]
+    picture, axes = pyplot.subplots(1, len(names), figsize=(5.2 * len(names), 4.2), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        draw(axis, name, figures[name])
+    axes[0][-1].legend(fontsize=8, loc="best")
+    picture.tight_layout()
+    picture.savefig(PICTURE, dpi=110)
+    print(PICTURE)
+    return 0
+
+
+def draw(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
+    """One model: what codecs lose, two devices, float32."""
+    shown = [row for row in rows if row["devices"] == 2 and row["dtype"] == "float32"]
+    for kind, (colour, marker) in KINDS.items():
+        points = sorted((row["relative_bytes"], lost(row)) for row in shown if kind_of(row["codec"]) == kind)
+        if points:
+            axis.plot(*zip(*points, strict=True), color=colour, marker=marker, label=kind, linewidth=1)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks([1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4], ["1/64", "1/32", "1/16", "1/8", "1/4"])
+    axis.set_xlabel("bytes against float32 rows")
+    is_perplexity = shown[0]["metric"] == "perplexity"
+    axis.set_ylabel("perplexity up, %" if is_perplexity else "points lost")
+    if is_perplexity:
+        axis.set_yscale("symlog", linthresh=5)
+    axis.axhline(0, color="black", linewidth=0.5)
+    axis.set_title(TITLES[name], fontsize=10)
+    axis.grid(alpha=0.3)
+
+
+def kind_of(codec: str) -> str:
+    """The family of a codec, the bits aside."""
+    plain = codec.removeprefix("kv:")
+    return next(kind for kind in KINDS if plain.startswith(kind))
+
+
+def lost(row: dict[str, Any]) -> float:
+    """Points of accuracy, or per cent of perplexity."""
+    if row["metric"] == "perplexity":
+        return 100 * (float(row["value"]) / float(row["exact"]) - 1)
+    return 100 * (float(row["exact"]) - float(row["value"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
