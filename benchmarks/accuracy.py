@@ -90,8 +90,9 @@ CASES = {
         build=smollm2,
         dataset="wikitext2",
         calibrate=("--limit", "24", "--batch", "2"),
-        evaluate=("--batch", "2"),
-        ways=(Way(codecs=("int8", "kv:int8", "kv:int4", *EIGHTH, *KEYS, "delta+pq:4", "means:16")),),
+        calibrate=("--limit", "24", "--batch", "2"),
+        evaluate=("--limit", "40", "--batch", "2"),
+        ways=(Way(codecs=("int8", "kv:int8", "kv:int4", *EIGHTH, *KEYS)),),
     ),
 }
 FIRST_PART = 0.25  # of the only part of WikiText-2 that is at hand; the rest is scored
