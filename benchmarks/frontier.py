@@ -1,4 +1,4 @@
-"""Draws the frontier of accuracy against bytes from results/accuracy.json, into docs/explanation/frontier.png."""
+"""The page on codecs, from results/accuracy.json: its tables, and a picture of accuracy against bytes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import RESULTS
+from benchmarks.table import put
 
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "explanation" / "frontier.png"
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "explanation"
+PAGE, PICTURE = FOLDER / "codecs.md", FOLDER / "frontier.png"
 KINDS = {
     "delta+pq": ("tab:blue", "o"),
     "delta+rot": ("tab:cyan", "s"),
@@ -39,6 +41,7 @@ def main() -> int:
         return 1
     figures = json.loads((RESULTS / "accuracy.json").read_text())["figures"]
     names = [name for name in TITLES if name in figures]
+    put(PAGE, "\n" + "\n".join(table(name, figures[name]) for name in names) + "\n", write=True)
     picture, axes = pyplot.subplots(1, len(names), figsize=(5.2 * len(names), 4.2), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         draw(axis, name, figures[name])
@@ -47,6 +50,32 @@ def main() -> int:
     picture.savefig(PICTURE, dpi=110)
     print(PICTURE)
     return 0
+
+
+def table(name: str, rows: list[dict[str, Any]]) -> str:
+    """All codecs of one model, the fewest bytes last."""
+    is_perplexity = rows[0]["metric"] == "perplexity"
+    unit = "perplexity" if is_perplexity else "accuracy, %"
+    lines = [
+        f"**{TITLES[name]}**; one device: "
+        + ", ".join(sorted({f"{_shown(row['exact'], is_perplexity)} ({row['dtype']})" for row in rows})),
+        "",
+        f"| devices | dtype | codec | bytes | {unit} | difference | 95 % interval | same answer | inputs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["devices"], row["dtype"] != "float32", -row["relative_bytes"])):
+        factor = 1 if is_perplexity else 100
+        lines.append(
+            f"| {row['devices']} | {row['dtype']} | `{row['codec']}` | 1/{1 / row['relative_bytes']:.1f} "
+            f"| {_shown(row['value'], is_perplexity)} | {factor * (row['value'] - row['exact']):+.2f} "
+            f"| {factor * row['low']:+.2f} to {factor * row['high']:+.2f} | {row['agreement']:.1%} "
+            f"| {row['num_inputs']}{' (' + str(row['num_alone']) + ' too short)' if row['num_alone'] else ''} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: float, is_perplexity: bool) -> str:
+    return f"{value:.2f}" if is_perplexity else f"{100 * value:.1f}"
 
 
 def draw(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
