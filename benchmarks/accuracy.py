@@ -118,20 +118,17 @@ def run(case: Case, folder: Path) -> list[dict[str, Any]]:
 
     model = str(case.build())
     made_from, scored_on = _halves(folder) if case.dataset == "wikitext2" else ((), ())
+    codecs = dict.fromkeys(codec for way in case.ways for codec in way.codecs)
+    tables: list[object] = []
+    if need := [codec for codec in codecs if CodecSpec.parse(codec).needs_calibration]:
+        given = ("--dataset", case.dataset, *case.calibrate, *made_from, "--codec", ",".join(need))
+        made = command("calibrate", model, *given, "--out", folder / "tables")  # for any number of devices and dtype
+        tables = [word for one in made["calibrations"] for word in ("--calibration", one["file"])]
     rows: list[dict[str, Any]] = []
     for way in case.ways:
-        common = ("--devices", str(way.devices), "--dtype", way.dtype, "--dataset", case.dataset)
-        tables: list[str] = []
-        if need := [codec for codec in way.codecs if CodecSpec.parse(codec).needs_calibration]:
-            out = folder / f"{way.devices}-{way.dtype}"
-            made = command(
-                "calibrate", model, *common, *case.calibrate, *made_from, "--codec", ",".join(need), "--out", out
-            )
-            tables = [text for one in made["calibrations"] for text in ("--calibration", one["file"])]
-        kept = ("--accuracy-file", folder / "accuracy.json")
-        result = command(
-            "evaluate", model, *common, *case.evaluate, *scored_on, *tables, *kept, "--codec", ",".join(way.codecs)
-        )
+        asked = ("--devices", way.devices, "--dtype", way.dtype, "--codec", ",".join(way.codecs))
+        given = ("--dataset", case.dataset, *case.evaluate, *scored_on, "--accuracy-file", folder / "accuracy.json")
+        result = command("evaluate", model, *given, *asked, *tables)
         rows += [{**row, "devices": way.devices} for row in result["results"]]
     return rows
 
