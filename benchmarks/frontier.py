@@ -20,6 +20,7 @@ KINDS = {
     "rot": ("tab:olive", "D"),
     "int": ("tab:gray", "P"),
     "means": ("tab:red", "X"),
+    "kv:": ("tab:purple", "*"),
 }
 TITLES = {
     "cifar10": "demo ViT-S/14, CIFAR-10 test, 500",
@@ -99,8 +100,7 @@ def draw(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
 
 def kind_of(codec: str) -> str:
     """The family of a codec, the bits aside."""
-    plain = codec.removeprefix("kv:")
-    return next(kind for kind in KINDS if plain.startswith(kind))
+    return next(kind for kind in KINDS if codec.startswith(kind))
 
 
 def lost(row: dict[str, Any]) -> float:

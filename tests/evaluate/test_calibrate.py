@@ -140,8 +140,24 @@ def test_the_command_writes_what_runs_find(
     assert main(["evaluate", str(tmp_path / "vit1"), *arguments]) == 2
     assert main(["evaluate", str(tmp_path / "vit1"), *arguments, "--calibration", str(files[0])]) == 2
     assert "another model" in capsys.readouterr().err
+    tuned = ["--codec", "delta+rot+int4", *data, "--output", str(tmp_path / "tuned"), "--steps", "2", "--batch", "4"]
+    assert main(["finetune", str(tmp_path / "vit0"), *tuned]) == 0
+    assert main(["evaluate", str(tmp_path / "tuned"), "--codec", "delta+rot+int4", *data]) == 0
+    capsys.readouterr()
     assert main(["calibrate", str(tmp_path / "vit0"), "--codec", "int8", *data]) == 2
     assert "needs no calibration" in capsys.readouterr().err
+
+
+def test_seven_devices_answer_together(tmp_path: Path) -> None:
+    """Shares that do not add up to one exactly are still those that were asked for."""
+    with (
+        edgeprism.Cluster.in_process(7) as cluster,
+        edgeprism.load(make("ViTForImageClassification"), cluster=cluster) as engine,
+    ):
+        plan = edgeprism.Plan.even("sequence", 7, CodecSpec.parse("rot+int4"))
+        engine.use(plan)
+        engine(**example("ViTForImageClassification"))
+        assert engine.last_trace is not None and engine.last_trace.plan == plan
 
 
 def test_nothing_to_make_is_refused() -> None:

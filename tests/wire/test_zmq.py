@@ -127,6 +127,40 @@ def test_a_strangers_key_is_refused() -> None:
         in_threads(lambda: friend.wait_connected(soon()), lambda: server.wait_connected(soon()))
 
 
+def test_a_dialler_that_greets_and_ends_unheard_keeps_nobody_out() -> None:
+    """It came and went while the other side computed: the next one with its key is served."""
+    ours, theirs = KeyPair.generate(), KeyPair.generate()
+    with ZmqTransport(1, ours) as server:
+        server.connect([Peer(rank=0, public_key=theirs.public)])
+        door = Peer(rank=1, address=server.address, public_key=ours.public)
+        with ZmqTransport(0, theirs) as first:
+            first.connect([door])
+            end = soon()
+            while not first.connected() and time.monotonic() < end:
+                if server._gate.socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                    server._gate.answer()  # that it is admitted, and nothing else, is said beside the computation
+                first.receive(0.01)
+            assert first.connected() == {1}
+            time.sleep(0.2)
+        time.sleep(0.3)
+        for _ in range(3):
+            server.receive(0.1)
+        assert server.connected() == set()
+        with ZmqTransport(0, theirs) as second:
+            second.connect([door])
+            second.send(1, Kind.EPOCH, epoch=1)
+            end, heard = soon(), None
+            while heard is None and time.monotonic() < end:
+                heard = server.receive(0.02)
+                second.receive(0.02)
+            assert heard is not None and heard.kind is Kind.EPOCH and server.connected() == {0}
+            server.send(0, Kind.READY, epoch=1)
+            end, answer = soon(), None
+            while answer is None and time.monotonic() < end:
+                answer = second.receive(0.02)
+            assert answer is not None and answer.kind is Kind.READY and "busy" not in answer.info
+
+
 def test_a_server_with_another_key_is_not_believed() -> None:
     """The dialler knows whom it dials: without the listed key's secret half no handshake succeeds."""
     ours, theirs, expected = KeyPair.generate(), KeyPair.generate(), KeyPair.generate()

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
     from edgeprism.evaluate.write_model import write_model
     from edgeprism.models.load import directory_of, load_pretrained
     from edgeprism.models.manifest import fingerprint
-    from edgeprism.runtime.calibrations import find
+    from edgeprism.runtime.calibrations import find, place_of
 
     codec = CodecSpec.parse(args.codec)
     tables = find(args.model, [codec], args.calibration).get(str(codec))
@@ -118,6 +118,11 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
     model.to(stored_dtype).cpu()
     write_model(model, directory_of(args.model), args.output, document)
     checkpoint.unlink(missing_ok=True)
+    if tables is not None:  # it was trained with these, and others would cost what was won
+        tables = replace(
+            tables, fingerprint=fingerprint(args.output), source={**tables.source, "kept_through": "finetune"}
+        )
+        tables.write(place_of(tables.fingerprint, codec))
     return document
 
 

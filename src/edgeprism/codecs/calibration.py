@@ -83,7 +83,10 @@ class Calibration:
         """The tables in float32, and ``inverse``, that of the basis."""
         tables = {name: table.float() for name, table in self.tables.items()}
         if "basis" in tables:
-            tables["inverse"] = torch.linalg.inv(tables["basis"])
+            try:
+                tables["inverse"] = torch.linalg.inv(tables["basis"])
+            except torch.linalg.LinAlgError:
+                raise InputError(f"the basis of codec {self.codec} cannot be inverted; calibrate again") from None
         return tables
 
     def to(self, device: torch.device) -> Calibration:

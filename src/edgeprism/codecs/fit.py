@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edgeprism.codecs.pack import Pack
-from edgeprism.codecs.product import NUM_CODEWORDS, ProductQuantised, in_runs, nearest
+from edgeprism.codecs.product import NUM_CODEWORDS, VECTORS_AT_ONCE, ProductQuantised, in_runs, nearest
 from edgeprism.codecs.quantise import Quantised, RotatedQuantised
 from edgeprism.codecs.rotation import Rotation
 from edgeprism.errors import InputError
@@ -27,7 +27,6 @@ from edgeprism.specs.codec import CodecSpec
 
 MAX_VECTORS = 8192  # for codebooks: 32 a codeword
 NUM_ROUNDS = 10
-VECTORS_AT_ONCE = 1024  # whose distances stay in a cache
 RUNS_AT_ONCE = 8
 LEAST_WEIGHT = 1e-3  # of the largest: directions that keys and values ignore are kept invertible
 _SEED = 20

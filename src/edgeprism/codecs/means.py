@@ -34,10 +34,12 @@ class SegmentMeans:
         self._padding = None if mask is None else ~mask[..., None]
         self.counts = membership.sum(-1)
         self._weights = membership / self.counts.clamp(min=1)[..., None]
+        self._cast = self._weights  # as the rows need them; positions need float32
 
     def reduce(self, rows: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch segments width"]:
         """Rows of padding are zeroed first: zero times NaN would poison a mean."""
         if self._padding is not None:
             rows = rows.masked_fill(self._padding, 0)
-        self._weights = self._weights.to(rows.device, rows.dtype)
-        return self._weights @ rows
+        if self._cast.dtype != rows.dtype or self._cast.device != rows.device:
+            self._cast = self._weights.to(rows.device, rows.dtype)
+        return self._cast @ rows

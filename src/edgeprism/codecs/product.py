@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from edgeprism.codecs.pack import Layout, Pack
 
 NUM_CODEWORDS = 256
+VECTORS_AT_ONCE = 1024  # whose distances stay in a cache
 
 
 class ProductQuantised(Pack):
@@ -42,7 +43,8 @@ class ProductQuantised(Pack):
         groups = rows.float().flatten(0, 1).unflatten(-1, (self._num_groups, -1)).transpose(0, 1)
         runs = in_runs(groups @ self._basis[block], self._group).flatten(0, 1)  # (groups * runs, vectors, group)
         books = self._codebooks[block].flatten(0, 1)
-        codes = nearest(runs, books).to(torch.uint8)
+        some = runs.split(VECTORS_AT_ONCE, dim=1)
+        codes = torch.cat([nearest(part, books).to(torch.uint8) for part in some], dim=1)
         shape = (rows.shape[0], rows.shape[1], self._num_groups, self._num_runs)
         return (codes.T.reshape(shape).contiguous(),)
 

@@ -60,6 +60,8 @@ def with_codec(
         plan = Plan(strategy="sequence", shares=tuple(shares), codec=spec)
     if len(plan.shares) != num_devices:
         raise InputError(f"{len(plan.shares)} shares for {num_devices} devices; give one for each")
+    if spec.is_delta and getattr(model, "is_gradient_checkpointing", False):
+        raise InputError(f"codec {spec} predicts from block to block, which gradient checkpointing would run backwards")
     without_codec(model)
     modules = _attention_modules(model)
     if calibration is not None:

@@ -67,7 +67,10 @@ def ready_for(spec: ModelSpec, calibrations: Mapping[str, Calibration], device: 
     for calibration in calibrations.values():
         is_rows = calibration.codec.travels == "rows"
         calibration.check(spec.num_layers, spec.hidden_size if is_rows else 2 * spec.key_value_width)
-    return {name: calibration.to(device) for name, calibration in calibrations.items()}
+    there = {name: calibration.to(device) for name, calibration in calibrations.items()}
+    for calibration in there.values():
+        _ = calibration.ready  # inverts a basis: not in the time of the first request
+    return there
 
 
 def tables_to_send(calibrations: Mapping[str, Calibration]) -> tuple[list[dict[str, Any]], tuple[Buffer, ...]]:
@@ -88,6 +91,6 @@ def tables_received(meta: object, tensors: Sequence[Tensor]) -> dict[str, Calibr
             Calibration(codec=codec, fingerprint="", tables={table: next(left) for table in tables})
             for codec, tables in names
         ]
-    except (AssertionError, InputError, KeyError, TypeError) as exc:
+    except (AssertionError, AttributeError, InputError, KeyError, TypeError) as exc:
         raise FrameError(f"a LOAD message with calibrations that cannot be used: {exc}") from exc
     return {str(calibration.codec): calibration for calibration in made}

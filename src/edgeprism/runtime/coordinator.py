@@ -188,12 +188,12 @@ class Coordinator:
             return plan, ()
         ready = self.ready()
         shares = [share if device in ready else 0.0 for device, share in enumerate(plan.shares)]
-        left_out: tuple[str, ...] = ()
-        if shares != list(plan.shares):
-            absent = self._members.absent()
-            left_out = tuple(f"device {p}: {why}" for p, why in absent.items() if p < len(shares) and plan.shares[p])
-        total = sum(shares)
-        if sum(share > 0 for share in shares) < 2:
+        is_shared = sum(share > 0 for share in shares) > 1
+        if shares == list(plan.shares):
+            return plan if is_shared else Plan.local(), ()
+        absent, total = self._members.absent(), sum(shares)
+        left_out = tuple(f"device {p}: {why}" for p, why in absent.items() if p < len(shares) and plan.shares[p])
+        if not is_shared:
             return Plan.local(), left_out
         return Plan(strategy=plan.strategy, shares=tuple(share / total for share in shares), codec=plan.codec), left_out
 

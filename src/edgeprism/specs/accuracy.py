@@ -91,10 +91,10 @@ class AccuracyRecord:
 
     @property
     def points_lost(self) -> float:
-        """Points of a hundred that the codec costs; of a perplexity, per cent that it rises."""
-        if self.metric in LOWER_IS_BETTER:
-            return 100 * (self.value / self.exact - 1)
-        return -100 * self.difference
+        """Points of a hundred that the codec costs the inputs that it was used on; of a perplexity, per cent that it
+        rises. Those that one device answered lose nothing, so the others lose that much more."""
+        lost = 100 * (self.value / self.exact - 1) if self.metric in LOWER_IS_BETTER else -100 * self.difference
+        return lost * self.num_inputs / max(1, self.num_inputs - self.num_alone)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values that ``from_json`` reads back; ``num_devices`` is for readers."""

@@ -74,6 +74,7 @@ class ZmqTransport(Transport):
         self._ranks: dict[str, int] = {}  # of public keys
         self._fds: dict[int, tuple[str, tuple[bytes, ...]]] = {}  # of greeted connections: whose key, and their prefix
         self._ended: deque[tuple[bytes, ...]] = deque(maxlen=_MAX_ENDED)  # prefixes of connections that are no more
+        self._ended_unheard: set[int] = set()  # descriptors of those whose greeting was not read yet
         self._poller = zmq.Poller()
         self._handlers: dict[Socket | int, Callable[[list[Event]], object]] = {}
         self._context: zmq.Context[Socket] = zmq.Context()
@@ -276,10 +277,12 @@ class ZmqTransport(Transport):
 
     def _on_router_event(self, events: list[Event]) -> None:
         """Connections that ended. Looked up before reading on: a new connection may have got the same descriptor."""
-        gone = [self._fds.pop(fd, None) for _, fd in read_events(self._router_monitor)]
-        routes = [route for route in gone if route is not None]
+        gone = [(fd, self._fds.pop(fd, None)) for _, fd in read_events(self._router_monitor)]
+        routes = [route for _, route in gone if route is not None]
         self._ended.extend(prefix for _, prefix in routes)
+        self._ended_unheard = {fd for fd, route in gone if route is None}
         self._read_router(events, math.inf)  # what they said before they went counts
+        self._ended_unheard = set()
         for key, prefix in routes:
             link = self._links.get(self._ranks.get(key, -1))
             if link is None or isinstance(link, DialledLink):
@@ -316,7 +319,11 @@ class ZmqTransport(Transport):
         prefix = (parts[0].bytes,)
         if prefix in self._ended or any(prefix == known for _, known in self._fds.values()):
             return  # no greeting: another empty message, perhaps of a connection that has ended since
-        self._fds[int(parts[1].get(zmq.SRCFD))] = (key, prefix)
+        source = int(parts[1].get(zmq.SRCFD))
+        if source in self._ended_unheard:  # it greeted and ended while this process was busy
+            self._ended.append(prefix)
+            return
+        self._fds[source] = (key, prefix)
         if link is None:
             return
         if not link.is_up:

@@ -105,8 +105,13 @@ def load_dataset(name: str, *, split: str | None = None, data: Path | None = Non
 
 
 def training_split(name: str) -> str | None:
-    """The split to train or calibrate on; None, the default one, where a data set has no part for that."""
-    return "train" if name in ENTRIES and "train" in ENTRIES[name].splits else None
+    """The split to train or calibrate on; None, all of it, of one's own files. InputError where only what models are
+    scored on can be read."""
+    if name in ENTRIES and name not in OWN and "train" not in ENTRIES[name].splits:
+        raise InputError(
+            f"{name} is read for scoring only; take pictures of its training part with --dataset pictures --data FOLDER"
+        )
+    return None if name in OWN else "train"
 
 
 def _places(entry: Entry, data: Path | None) -> list[Path]:
