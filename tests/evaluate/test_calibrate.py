@@ -72,6 +72,14 @@ def test_training_sees_what_devices_compute(architecture: str) -> None:
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in wrapped.parameters())
 
 
+def test_gradient_checkpointing_is_refused_with_differences() -> None:
+    """It computes blocks once more, the last one first, which would be predicted from what came after."""
+    model = make("ViTForImageClassification")
+    model.gradient_checkpointing_enable()
+    with pytest.raises(InputError, match="gradient checkpointing"):
+        edgeprism.with_codec(model, "delta+rot+int4", 2)
+
+
 @pytest.mark.processes
 def test_tables_reach_other_processes(tmp_path: Path) -> None:
     """Worker processes get them with the order to load the model, and answer as one process does."""

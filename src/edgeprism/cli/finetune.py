@@ -119,9 +119,7 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
     write_model(model, directory_of(args.model), args.output, document)
     checkpoint.unlink(missing_ok=True)
     if tables is not None:  # it was trained with these, and others would cost what was won
-        tables = replace(
-            tables, fingerprint=fingerprint(args.output), source={**tables.source, "kept_through": "finetune"}
-        )
+        tables = replace(tables, fingerprint=fingerprint(args.output))
         tables.write(place_of(tables.fingerprint, codec))
     return document
 

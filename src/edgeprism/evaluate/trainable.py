@@ -60,7 +60,7 @@ def with_codec(
         plan = Plan(strategy="sequence", shares=tuple(shares), codec=spec)
     if len(plan.shares) != num_devices:
         raise InputError(f"{len(plan.shares)} shares for {num_devices} devices; give one for each")
-    if spec.is_delta and getattr(model, "is_gradient_checkpointing", False):
+    if spec.is_delta and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise InputError(f"codec {spec} predicts from block to block, which gradient checkpointing would run backwards")
     without_codec(model)
     modules = _attention_modules(model)
