@@ -12,9 +12,10 @@ import torch
 import edgeprism
 from edgeprism.cli.main import main
 from edgeprism.codecs.calibration import Calibration
-from edgeprism.errors import InputError, PlanError
+from edgeprism.errors import FrameError, InputError, PlanError
 from edgeprism.evaluate.calibrate import calibrate
 from edgeprism.models.registry import adapt
+from edgeprism.runtime.calibrations import tables_received, tables_to_send
 from edgeprism.specs.codec import CodecSpec
 from tests.families import example, make
 
@@ -156,6 +157,27 @@ def test_the_command_writes_what_runs_find(
     capsys.readouterr()
     assert main(["calibrate", str(tmp_path / "vit0"), "--codec", "int8", *data]) == 2
     assert "needs no calibration" in capsys.readouterr().err
+
+
+def test_large_tables_travel_in_pieces() -> None:
+    """None is larger than a megabyte by much, and all come back; too many are refused before they are sent."""
+    spec, width = CodecSpec.parse("delta+pq:16"), 384
+    tables = {
+        "gain": torch.randn(12, width),
+        "offset": torch.randn(12, width),
+        "basis": torch.randn(12, 1, width, width).half(),
+        "codebooks": torch.randn(12, 1, 24, 256, 16).half(),
+    }
+    calibration = Calibration(codec=spec, fingerprint="f", tables=tables)
+    meta, buffers = tables_to_send({str(spec): calibration})
+    assert len(buffers) > 6 and max(buffer.data.nbytes for buffer in buffers) <= 2**20
+    again = tables_received(json.loads(json.dumps(meta)), [torch.from_numpy(buffer.data) for buffer in buffers])
+    assert all(torch.equal(again[str(spec)].tables[name], table) for name, table in tables.items())
+    for broken in ([], [{"codec": "x", "tables": {}}], [{"codec": str(spec), "tables": {"gain": -1}}], [[]], 7):
+        with pytest.raises(FrameError, match="cannot be used"):
+            tables_received(broken, [torch.ones(1)])
+    with pytest.raises(InputError, match="fewer codecs"):
+        tables_to_send({str(number): calibration for number in range(100)})
 
 
 def test_seven_devices_answer_together(tmp_path: Path) -> None:

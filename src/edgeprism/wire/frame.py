@@ -80,7 +80,7 @@ class Limits:
 
     max_array_bytes: int = 256 * 2**20
     max_meta_bytes: int = 2**20
-    max_arrays: int = 32
+    max_arrays: int = 255
     max_dims: int = 8
 
     @property
