@@ -52,7 +52,7 @@ class Board:
 
     def command(self) -> list[str]:
         """The README's, from behind `edgeprism`."""
-        key = ["--key", f"{self.name}.secret", "--coordinator", self.coordinator_key]
+        key = ["--key", f"{self.name}.secret", f"--coordinator={self.coordinator_key}"]
         return ["worker", "--listen", f"0.0.0.0:{PORT}", *key]
 
     def start(self, *extra: str) -> None:
