@@ -89,6 +89,23 @@ def test_devices_without_a_link_are_not_used_together() -> None:
         assert not engine.last_trace.left_out
 
 
+def test_whole_samples_go_to_devices_that_have_no_link_with_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Under `replica` workers send each other nothing: that two of them cannot reach each other is no reason."""
+    model = make(ARCHITECTURE)
+    inputs = {name: torch.cat([tensor] * 3) for name, tensor in example(ARCHITECTURE, batch=1).items()}
+    with edgeprism.Cluster.in_process(3) as cluster:
+        mesh_of(cluster)[1].connected = lambda: {0}  # type: ignore[method-assign]
+        engine = edgeprism.load(model, cluster=cluster, plan=edgeprism.Plan.even("replica", 3))
+
+        output = engine(**inputs)
+
+        assert difference(output, expected(model, inputs), inputs) <= 1e-4
+        assert used(engine) == [0, 1, 2]
+        assert engine.last_trace is not None
+        assert not engine.last_trace.left_out
+        assert "device 2 has no link with device 1; it gets whole samples only" in caplog.text
+
+
 def test_the_device_that_failed_is_blamed_not_the_one_that_is_busy(
     cluster: edgeprism.Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,12 +186,13 @@ class Coordinator:
         others there are, and why they are left out."""
         if plan.strategy == "local":
             return plan, ()
-        ready = self.ready()
+        linked = plan.strategy != "replica"  # whose devices send each other nothing
+        ready = self._members.ready(linked=linked) if self._transport.num_devices > 1 else (0,)
         shares = [share if device in ready else 0.0 for device, share in enumerate(plan.shares)]
         is_shared = sum(share > 0 for share in shares) > 1
         if shares == list(plan.shares):
             return plan if is_shared else Plan.local(), ()
-        absent, total = self._members.absent(), sum(shares)
+        absent, total = self._members.absent(linked=linked), sum(shares)
         left_out = tuple(f"device {p}: {why}" for p, why in absent.items() if p < len(shares) and plan.shares[p])
         if not is_shared:
             return Plan.local(), left_out

@@ -1,9 +1,10 @@
 """Which devices can be used right now: epochs, readiness, models, and what is done when one fails.
 
-A device is *ready* when it has answered the newest epoch, holds the model, and has a link with every other that is
-used. Whenever something goes wrong the coordinator announces a new epoch: everyone drops what it was doing and says
-READY, and which others it has a link with. Who does not is left out until it does; who lacks the model is asked to load
-it. So a device that was stopped, cut off or late comes back by itself.
+A device is *ready* when it has answered the newest epoch and holds the model; a strategy whose devices send each other
+something needs a link between every two of them, too. Whenever something goes wrong the coordinator announces a new
+epoch: everyone drops what it was doing and says READY, and which others it has a link with. Who does not is left out
+until it does; who lacks the model is asked to load it. So a device that was stopped, cut off or late comes back by
+itself.
 """
 
 from __future__ import annotations
@@ -93,27 +94,31 @@ class Membership:
         deadline = time.monotonic() + LINK_TIMEOUT_S
         while self._holds_model - set(self.ready()) - self._transport.lost().keys() and time.monotonic() < deadline:
             self._take_answers(0.05)  # workers that have just been introduced are still dialling each other
-        for peer, reason in self.absent().items():
+        for peer, reason in self.absent(linked=False).items():
             log.warning("device %d is left out for now: %s", peer, reason)
+        for peer in sorted(set(self.ready(linked=False)) - set(self.ready())):
+            log.warning("device %d %s; it gets whole samples only", peer, self._no_link(peer, self.ready()))
 
-    def ready(self) -> tuple[int, ...]:
-        """The devices that can be used now, the coordinator first."""
+    def ready(self, *, linked: bool = True) -> tuple[int, ...]:
+        """The devices that can be used now, the coordinator first. ``linked``: by a strategy whose devices send each
+        other something, so that each of them needs a link with every other."""
         self._forget_lost()
         self._tell_new_epoch()
         self._take_answers(0.0)
         self._ask_to_load()
         now = time.monotonic()
         usable = {peer for peer in self._answered & self._holds_model if not self._is_left_out(peer, now)}
-        while unlinked := {peer: count for peer in usable if (count := len(self._unlinked(peer, usable)))}:
+        while linked and (unlinked := {peer: count for peer in usable if (count := len(self._unlinked(peer, usable)))}):
             usable.remove(max(unlinked, key=lambda peer: (unlinked[peer], peer)))
-        for peer in sorted(usable - self._used):
-            log.info("device %d is used from now on", peer)
-        self._used = frozenset(usable)
+        if linked:
+            for peer in sorted(usable - self._used):
+                log.info("device %d is used from now on", peer)
+            self._used = frozenset(usable)
         return (0, *sorted(usable))
 
-    def absent(self) -> dict[int, str]:
-        """The devices that cannot be used now, and why."""
-        ready, now = self.ready(), time.monotonic()
+    def absent(self, *, linked: bool = True) -> dict[int, str]:
+        """The devices that ``ready`` leaves out, and why."""
+        ready, now = self.ready(linked=linked), time.monotonic()
         return {peer: self._why(peer, ready, now) for peer in sorted(self._peers - set(ready))}
 
     def new_epoch(self) -> None:
@@ -315,5 +320,8 @@ class Membership:
             return BUSY if peer in self._busy else SILENT
         if peer not in self._holds_model:
             return "it does not hold the model yet"
+        return f"it {self._no_link(peer, ready)}"
+
+    def _no_link(self, peer: int, ready: Collection[int]) -> str:
         unlinked = self._unlinked(peer, self._answered & set(ready))
-        return f"it has no link with device {', '.join(map(str, sorted(unlinked)))}"
+        return f"has no link with device {', '.join(map(str, sorted(unlinked)))}"

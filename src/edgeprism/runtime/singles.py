@@ -98,7 +98,7 @@ class Singles:
         inputs = answer._inputs
         num_tokens = self._model.num_tokens(inputs)
         kind = (num_tokens, *sorted(inputs))
-        ready = (0,) if answer._failures else self._members.ready()
+        ready = (0,) if answer._failures else self._members.ready(linked=False)
         now = time.monotonic()
         ends = {
             device: self._free_in_s(device, now) + self._expected_s(device, kind, num_tokens, now) for device in ready
@@ -282,7 +282,7 @@ class Singles:
             devices=parts,
             failures=answer._failures,
             versions={part.device: self._members.versions.get(part.device, "") for part in parts},
-            left_out=tuple(f"device {peer}: {why}" for peer, why in self._members.absent().items()),
+            left_out=tuple(f"device {peer}: {why}" for peer, why in self._members.absent(linked=False).items()),
         )
         self._queue.finish(answer, output)
 
