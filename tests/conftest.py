@@ -10,6 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others, devices that are threads stand still for longer
+    os.environ["EDGEPRISM_DEADLINE_S"] = "20"
+
 import pytest
 import torch
 from hypothesis import settings

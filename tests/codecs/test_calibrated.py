@@ -25,7 +25,7 @@ from tests.codecs.calibrated import NUM_BLOCKS, calibration_of, codec_of, relate
 @given(bits=st.sampled_from([8, 4, 3, 2, 1]), width=st.integers(1, 40), seed=st.integers(0, 2**31))
 def test_packed_bits_come_back(bits: int, width: int, seed: int) -> None:
     """Any codes, at any width, in the bytes that were counted."""
-    codes = torch.randint(0, 2**bits, (2, 3, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    codes = torch.randint(0, 2**bits, (2, 3, width), generator=torch.Generator().manual_seed(seed)).float()
     packed = pack_bits(codes, bits)
     assert packed.shape == (2, 3, packed_width(width, bits))
     assert torch.equal(unpack_bits(packed, bits, width), codes)

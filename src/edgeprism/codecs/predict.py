@@ -33,12 +33,12 @@ class Difference(Pack):
 
     def pack(self, rows: Float[Tensor, "batch rows width"], block: int) -> tuple[Tensor, ...]:
         predicted = self._predict(self._sent, block)
-        parts = self._inner.pack(rows.float() - predicted, block)
-        self._sent = predicted + self._inner.unpack(parts, block)
+        parts, decoded = self._inner.pack_and_unpack(rows.float() - predicted, block)
+        self._sent = decoded.add_(predicted)
         return parts
 
     def unpack(self, parts: tuple[Tensor, ...], block: int) -> Float[Tensor, "batch rows width"]:
-        self._received = self._predict(self._received, block) + self._inner.unpack(parts, block)
+        self._received = self._inner.unpack(parts, block).add_(self._predict(self._received, block))
         return self._received.to(self._dtype)
 
     def layout(self, batch: int, num_rows: int) -> tuple[Layout, ...]:

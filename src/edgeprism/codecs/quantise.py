@@ -36,13 +36,13 @@ class Quantised(Pack):
         groups = rows.unflatten(-1, (self._num_groups, -1)).float()
         largest = groups.abs().amax(-1, keepdim=True)  # aminmax along a dimension takes 17 times as long on a CPU
         scale = largest.div_(self._top).clamp_(min=torch.finfo(torch.float32).tiny)
-        codes = (groups / scale).round_().add_(self._top + 1).to(torch.uint8)
+        codes = (groups / scale).round_().add_(self._top + 1)
         return pack_bits(codes, self._bits), scale[..., 0]
 
     def unpack(self, parts: tuple[Tensor, ...], block: int) -> Float[Tensor, "batch rows width"]:
         packed, scale = parts
-        codes = unpack_bits(packed, self._bits, self._group_width).float().sub_(self._top + 1)
-        return (codes * scale[..., None]).flatten(-2).to(self._dtype)
+        codes = unpack_bits(packed, self._bits, self._group_width).sub_(self._top + 1)
+        return codes.mul_(scale[..., None]).flatten(-2).to(self._dtype)
 
     def layout(self, batch: int, num_rows: int) -> tuple[Layout, ...]:
         groups = (batch, num_rows, self._num_groups)
@@ -73,19 +73,35 @@ class RotatedQuantised(Pack):
         self._dtype, self._spreads = dtype, spreads
 
     def pack(self, rows: Float[Tensor, "batch rows width"], block: int) -> tuple[Tensor, ...]:
+        return self._packed(*self._codes(rows, block))
+
+    def unpack(self, parts: tuple[Tensor, ...], block: int) -> Float[Tensor, "batch rows width"]:
+        spread = parts[1][..., None] if self._spreads is None else self._spreads[block]
+        return self._rows(unpack_bits(parts[0], self._bits, self._group_width), spread)
+
+    def pack_and_unpack(
+        self, rows: Float[Tensor, "batch rows width"], block: int
+    ) -> tuple[tuple[Tensor, ...], Float[Tensor, "batch rows width"]]:
+        codes, spread = self._codes(rows, block)
+        return self._packed(codes, spread), self._rows(codes, spread)
+
+    def _codes(self, rows: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """Whole numbers (batch, rows, groups, group_width) from 0 on, and the spread."""
         rotated = self._rotation.apply(rows.unflatten(-1, (self._num_groups, -1)))
         if self._spreads is None:
             spread = rotated.square().mean(-1, keepdim=True).sqrt_().clamp_(min=torch.finfo(torch.float32).tiny)
         else:
             spread = self._spreads[block]
-        levels = (rotated / (spread * self._step)).floor_().add_(self._levels // 2)
-        codes = pack_bits(levels.clamp_(0, self._levels - 1).to(torch.uint8), self._bits)
-        return (codes, spread[..., 0]) if self._spreads is None else (codes,)
+        codes = rotated.mul_(1 / (spread * self._step)).add_(self._levels / 2)
+        return codes.clamp_(0, self._levels - 0.5).floor_(), spread
 
-    def unpack(self, parts: tuple[Tensor, ...], block: int) -> Float[Tensor, "batch rows width"]:
-        levels = unpack_bits(parts[0], self._bits, self._group_width).float().sub_((self._levels - 1) / 2)
-        spread = parts[1][..., None] if self._spreads is None else self._spreads[block]
-        return self._rotation.undo(levels * (spread * self._step)).flatten(-2).to(self._dtype)
+    def _packed(self, codes: Tensor, spread: Tensor) -> tuple[Tensor, ...]:
+        packed = pack_bits(codes, self._bits)
+        return (packed, spread[..., 0]) if self._spreads is None else (packed,)
+
+    def _rows(self, codes: Tensor, spread: Tensor) -> Tensor:
+        levels = codes.sub_((self._levels - 1) / 2).mul_(spread * self._step)
+        return self._rotation.undo(levels).flatten(-2).to(self._dtype)
 
     def layout(self, batch: int, num_rows: int) -> tuple[Layout, ...]:
         groups = (batch, num_rows, self._num_groups)
