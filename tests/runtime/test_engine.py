@@ -18,7 +18,7 @@ from edgeprism.models.vision import VisionModel
 from edgeprism.runtime.cores import on_cores
 from edgeprism.runtime.patience import FACTOR, FLOOR_S, WARM_UP_S, Patience
 from edgeprism.strategies.registry import count
-from tests.families import example, expected, make
+from tests.families import difference, example, expected, make
 
 ARCHITECTURE = "ViTForImageClassification"
 
@@ -37,6 +37,23 @@ def test_auto_is_local_and_says_so(cluster: edgeprism.Cluster) -> None:
     assert engine.last_trace is not None
     assert engine.last_trace.plan == edgeprism.Plan.local()
     assert "auto" in engine.last_trace.note
+
+
+def test_narrow_keys_and_values_travel_instead_of_rows(cluster: edgeprism.Cluster) -> None:
+    """Where heads share them, and unless a plan says otherwise: the same answers from fewer bytes."""
+    model = make("LlamaForCausalLM", num_key_value_heads=1)
+    inputs = example("LlamaForCausalLM")
+    engine = edgeprism.load(model, cluster=cluster, plan="sequence")
+    output = engine(**inputs)
+    assert engine.last_trace is not None
+    assert str(engine.last_trace.plan.codec) == "kv:exact"
+    assert difference(output, expected(model, inputs), inputs) <= 1e-4
+    num_bytes = engine.last_trace.devices[0].bytes_sent
+
+    engine.use(edgeprism.Plan.even("sequence", 3))
+    engine(**inputs)
+    assert str(engine.last_trace.plan.codec) == "exact"
+    assert num_bytes < engine.last_trace.devices[0].bytes_sent
 
 
 def test_the_trace_says_where_time_and_bytes_went(cluster: edgeprism.Cluster) -> None:

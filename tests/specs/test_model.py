@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprism.errors import InputError, ModelFilesError, PlanError, UnsupportedModel
+from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import SUPPORTED_ARCHITECTURES, ModelSpec, element_bytes_of
 from tests.specs.configs import BERT_BASE, GPT2, QWEN2, SMOLLM2, VIT_BASE
 
@@ -55,6 +56,15 @@ def test_llama_like_decoders_share_keys() -> None:
     assert not ModelSpec.from_config({**SMOLLM2, "architectures": ["LlamaModel"]}).generates
     as_many = ModelSpec.from_config({**SMOLLM2, "num_key_value_heads": None})
     assert as_many.key_value_width == 576
+
+
+def test_exact_sends_whichever_is_narrower() -> None:
+    """Keys and values of SmolLM2 are two thirds of a row; with as many heads as queries they are twice as wide."""
+    rows, keys_values, int8 = map(CodecSpec.parse, ("exact", "kv:exact", "int8"))
+    smol = ModelSpec.from_config(SMOLLM2)
+    assert smol.narrower(rows) == smol.narrower(keys_values) == keys_values
+    assert smol.narrower(int8) == int8
+    assert ModelSpec.from_config({**SMOLLM2, "num_key_value_heads": None}).narrower(rows) == rows
 
 
 def test_distilbert_names() -> None:

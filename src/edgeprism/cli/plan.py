@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def execute(args: argparse.Namespace) -> int:
     plan = _make_plan(args, notes)
     directory = config_directory(args.model)
     model = ModelSpec.from_directory(directory)
+    plan = replace(plan, codec=model.narrower(plan.codec)) if plan.strategy == "sequence" else plan
     dtype = args.dtype or model.dtype
     num_tokens = _num_tokens(args.length, model, directory, notes)
     request = {"num_tokens": num_tokens, "batch": args.batch, "element_bytes": element_bytes_of(dtype)}

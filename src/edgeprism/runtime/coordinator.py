@@ -127,7 +127,7 @@ class Coordinator:
         if plan in ("auto", "local") or num_devices == 1:
             return Plan.local()
         if plan == "sequence":
-            return Plan.even("sequence", num_devices, codec)
+            return Plan.even("sequence", num_devices, self._model.spec.narrower(codec))
         speeds = self.speeds()
         return Plan(strategy=plan, shares=tuple(speed / sum(speeds) for speed in speeds))
 

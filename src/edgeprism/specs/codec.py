@@ -161,3 +161,6 @@ class CodecSpec:
 
 EXACT = CodecSpec()
 """Every row as it is: the full-tensor exchange."""
+
+EXACT_KEYS_VALUES = CodecSpec(travels="keys_values")
+"""The same of keys and values."""

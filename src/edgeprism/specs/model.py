@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.errors import ModelFilesError, PlanError
+from edgeprism.specs.codec import EXACT, EXACT_KEYS_VALUES, CodecSpec
 from edgeprism.specs.config_json import FAMILY_OF, is_count, read_fields, unsupported
 
 SCHEMA_VERSION = 1
@@ -70,6 +71,11 @@ class ModelSpec:
             )
         if self.dtype not in DTYPE_BYTES:
             raise ModelFilesError(f"config.json of {self.architecture}: dtype {self.dtype!r} is none of {_names()}")
+
+    def narrower(self, codec: CodecSpec) -> CodecSpec:
+        """For ``exact`` the form that sends fewer bytes: ``kv:exact`` where heads share so many keys and values that
+        both are narrower than a row. The answers are the same. Any other codec is left as it is."""
+        return EXACT_KEYS_VALUES if codec == EXACT and 2 * self.key_value_width < self.hidden_size else codec
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelSpec:
