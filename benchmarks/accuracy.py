@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,36 +102,46 @@ def main() -> int:
     """Measures, and writes benchmarks/results/accuracy.json."""
     parser = arguments(__doc__)
     parser.add_argument("--case", choices=CASES, action="append", help="only this model (default: all)")
+    parser.add_argument("--codec", action="append", help="only this codec; the rows of others stay (default: all)")
     args = parser.parse_args()
     if args.smoke:
         return smoke()
     done = _so_far()
     for name in args.case or CASES:
         with tempfile.TemporaryDirectory(prefix="edgeprism-accuracy-") as folder:
-            done[name] = run(CASES[name], Path(folder))
+            done[name] = run(CASES[name], Path(folder), done.get(name, []), args.codec)
         record("accuracy", done, {"threads": os.cpu_count()})
     return 0
 
 
-def run(case: Case, folder: Path) -> list[dict[str, Any]]:
-    """The rows of one model."""
+def run(
+    case: Case, folder: Path, before: Sequence[dict[str, Any]] = (), only: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of one model: with ``only``, those codecs' anew and the others as ``before``."""
     from edgeprism.specs.codec import CodecSpec
 
     model = str(case.build())
     made_from, scored_on = _halves(folder) if case.dataset == "wikitext2" else ((), ())
-    codecs = dict.fromkeys(codec for way in case.ways for codec in way.codecs)
+    ways = [replace(way, codecs=tuple(c for c in way.codecs if only is None or c in only)) for way in case.ways]
+    codecs = dict.fromkeys(codec for way in ways for codec in way.codecs)
     tables: list[object] = []
     if need := [codec for codec in codecs if CodecSpec.parse(codec).needs_calibration]:
         given = ("--dataset", case.dataset, *case.calibrate, *made_from, "--codec", ",".join(need))
         made = command("calibrate", model, *given, "--out", folder / "tables")  # for any number of devices and dtype
         tables = [word for one in made["calibrations"] for word in ("--calibration", one["file"])]
     rows: list[dict[str, Any]] = []
-    for way in case.ways:
+    for way in filter(lambda way: way.codecs, ways):
         asked = ("--devices", way.devices, "--dtype", way.dtype, "--codec", ",".join(way.codecs))
         given = ("--dataset", case.dataset, *case.evaluate, *scored_on, "--accuracy-file", folder / "accuracy.json")
         result = command("evaluate", model, *given, *asked, *tables)
         rows += [{**row, "devices": way.devices} for row in result["results"]]
-    return rows
+    new = {_key(row): row for row in rows}
+    old = {_key(row): row for row in before} if only is not None else {}
+    return list({**old, **new}.values())
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["devices"], row["dtype"], row["codec"]
 
 
 def command(name: str, *arguments: object) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class MixedBits(Pack):
         return (self._rotation.undo(decoded),)
 
     def unpack(self, parts: tuple[Tensor, ...], block: int) -> Tensor:
-        return parts[0]
+        return parts[0].clone()  # what is unpacked belongs to whoever asked
 
     def layout(self, batch: int, num_rows: int) -> tuple[Layout, ...]:
         raise NotImplementedError("a sketch does not travel")

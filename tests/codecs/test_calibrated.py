@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeprism.codecs.bits import pack_bits, unpack_bits
-from edgeprism.codecs.calibration import Calibration
+from edgeprism.codecs.calibration import SCHEMA_VERSION, Calibration
 from edgeprism.codecs.codec import make_codec
 from edgeprism.codecs.fit import fit_tables
 from edgeprism.codecs.rotation import Rotation
@@ -143,6 +143,6 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         {"gain": torch.full((NUM_BLOCKS, 32), float("nan"))},
         {"more": torch.ones(1)},
     ):
-        save_file({**calibration.tables, **change}, path, {**labels, "schema_version": "1"})
+        save_file({**calibration.tables, **change}, path, {**labels, "schema_version": str(SCHEMA_VERSION)})
         with pytest.raises(InputError, match="tables of codec"):
             Calibration.read(path)

@@ -7,8 +7,10 @@ zeros. Codes come and go as float32, which quantisers compute in anyway: a conve
 
 from __future__ import annotations
 
+from functools import cache
+
 from jaxtyping import Float32, UInt8
-from torch import Tensor, cat, float32, uint8
+from torch import Tensor, arange, cat, device, uint8
 from torch.nn import functional as F
 
 from edgeprism.codecs.size import PARTS_OF_BITS, packed_width
@@ -27,35 +29,29 @@ def unpack_bits(packed: UInt8[Tensor, "*rows packed"], bits: int, width: int) ->
     """The codes that ``pack_bits`` was given."""
     if bits == 8:
         return packed.float()
-    codes = packed.new_empty((*packed.shape[:-1], width), dtype=float32)
-    start, worth = 0, 1
-    for part in PARTS_OF_BITS[bits]:
-        stop = start + packed_width(width, part)
-        _unpack(packed[..., start:stop], part, codes, worth)
-        start, worth = stop, worth << part
-    return codes
+    low, *high = PARTS_OF_BITS[bits]
+    if not high:
+        return _unpack(packed, low)[..., :width]
+    border = packed_width(width, low)
+    codes = _unpack(packed[..., :border], low)[..., :width]
+    return codes.add(_unpack(packed[..., border:], *high)[..., :width], alpha=1 << low)
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
     per_byte = 8 // bits
-    missing = -codes.shape[-1] % per_byte
-    runs = (F.pad(codes, (0, missing)) if missing else codes).chunk(per_byte, dim=-1)
-    packed = runs[0]
-    for index, run in enumerate(runs[1:], 1):
+    if missing := -codes.shape[-1] % per_byte:
+        codes = F.pad(codes, (0, missing))
+    packed, *runs = codes.chunk(per_byte, dim=-1)
+    for index, run in enumerate(runs, 1):
         packed = packed.add(run, alpha=1 << index * bits)
     return packed.to(uint8)
 
 
-def _unpack(packed: Tensor, bits: int, codes: Tensor, worth: int) -> None:
-    """Writes to ``codes`` those that lie in ``packed`` or, where they are ``worth`` more than 1, adds them."""
-    run_width = packed.shape[-1]
-    for index in range(8 // bits):
-        run = codes[..., index * run_width : (index + 1) * run_width]
-        own = packed if index == 0 else packed >> index * bits
-        if (index + 1) * bits < 8:
-            own = own & (1 << bits) - 1
-        own = own[..., : run.shape[-1]]
-        if worth == 1:
-            run.copy_(own)
-        else:
-            run.add_(own, alpha=worth)
+def _unpack(packed: Tensor, bits: int) -> Tensor:
+    codes = packed[..., None, :] >> _shifts(bits, packed.device)
+    return codes.bitwise_and_((1 << bits) - 1).float().flatten(-2)
+
+
+@cache
+def _shifts(bits: int, device: device) -> Tensor:
+    return arange(0, 8, bits, dtype=uint8, device=device)[:, None]

@@ -3,8 +3,8 @@
 The file's metadata names the codec, the model's fingerprint and what the tables were made from. Its tensors, of which
 each codec has those that it needs (in front of each shape: the blocks):
 
-    gain, offset  (width)                        prediction of a row from the block before
-    spread        (groups, group_width)          of the rotated values
+    gain, offset  (width)                        prediction from the block before: of a row or, with rot, rotated values
+    spread        (1, width)                     of the differences
     basis         (groups, group_width, group_width)
     codebooks     (groups, runs, 256, group)
 
@@ -29,10 +29,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeprism.codecs.product import NUM_CODEWORDS
+from edgeprism.codecs.rotated_difference import linear_tables
 from edgeprism.errors import InputError, PlanError
 from edgeprism.specs.codec import CodecSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _FORMAT = "edgeprism-calibration"
 
 
@@ -80,13 +81,17 @@ class Calibration:
 
     @cached_property
     def ready(self) -> dict[str, Tensor]:
-        """The tables in float32, and ``inverse``, that of the basis."""
+        """The tables in float32, and what packings make of them: ``inverse``, that of the basis; ``linear_tables``."""
         tables = {name: table.float() for name, table in self.tables.items()}
         if "basis" in tables:
             try:
                 tables["inverse"] = torch.linalg.inv(tables["basis"])
             except torch.linalg.LinAlgError:
                 raise InputError(f"the basis of codec {self.codec} cannot be inverted; calibrate again") from None
+        if "spread" in tables:
+            tables |= linear_tables(
+                self.codec.bits, gains=tables["gain"], offsets=tables["offset"], spreads=tables["spread"]
+            )
         return tables
 
     def to(self, device: torch.device) -> Calibration:

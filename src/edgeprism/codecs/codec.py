@@ -28,6 +28,7 @@ from edgeprism.codecs.pack import Exact, Layout, Pack
 from edgeprism.codecs.predict import Difference
 from edgeprism.codecs.product import ProductQuantised
 from edgeprism.codecs.quantise import Quantised, RotatedQuantised
+from edgeprism.codecs.rotated_difference import RotatedDifference
 from edgeprism.specs.codec import CodecSpec
 
 Parts = tuple[Tensor, ...]
@@ -120,6 +121,10 @@ def _pack(
         raise missing(spec)
     num_groups = 2 if spec.travels == "keys_values" else 1
     tables = {} if calibration is None else calibration.ready
+    if spec.is_delta and spec.is_rotated:
+        return RotatedDifference(
+            bits=spec.bits, dtype=dtype, **{name: tables[name] for name in ("turn", "back", "gains", "offsets")}
+        )
     inner_dtype = torch.float32 if spec.is_delta else dtype
     pack: Pack
     if spec.group is not None:
@@ -131,14 +136,7 @@ def _pack(
             codebooks=tables["codebooks"],
         )
     elif spec.is_rotated:
-        pack = RotatedQuantised(
-            bits=spec.bits,
-            num_groups=num_groups,
-            width=width,
-            dtype=inner_dtype,
-            device=device,
-            spreads=tables.get("spread"),
-        )
+        pack = RotatedQuantised(bits=spec.bits, num_groups=num_groups, width=width, dtype=dtype, device=device)
     else:
         pack = Quantised(bits=spec.bits, num_groups=num_groups, width=width, dtype=inner_dtype)
     if spec.is_delta:

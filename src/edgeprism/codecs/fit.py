@@ -20,8 +20,8 @@ from torch import Tensor
 
 from edgeprism.codecs.pack import Pack
 from edgeprism.codecs.product import NUM_CODEWORDS, VECTORS_AT_ONCE, ProductQuantised, in_runs, nearest
-from edgeprism.codecs.quantise import Quantised, RotatedQuantised
-from edgeprism.codecs.rotation import Rotation
+from edgeprism.codecs.quantise import Quantised
+from edgeprism.codecs.rotated_difference import quantised, rotated
 from edgeprism.errors import InputError
 from edgeprism.specs.codec import CodecSpec
 
@@ -51,13 +51,13 @@ def fit_tables(
             raise InputError(
                 f"{len(block_rows)} rows are too few for codebooks of {NUM_CODEWORDS}; calibrate with more inputs"
             )
+        if spec.is_rotated:
+            block_rows = rotated(block_rows)
         tables = _prediction(block_rows, previous) if spec.is_delta else {}
         predicted = tables["offset"] + tables["gain"] * (0 if previous is None else previous) if spec.is_delta else 0
         tables |= _packing(spec, block_rows - predicted, metric)
         if spec.is_delta:
-            pack = _pack_of(spec, block_rows.shape[1], tables)
-            difference = (block_rows - predicted)[None]
-            previous = predicted + pack.unpack(pack.pack(difference, 0), 0)[0]
+            previous = predicted + _decoded(spec, block_rows - predicted, tables)
         blocks.append(tables)
     return {name: torch.stack([tables[name] for tables in blocks]) for name in blocks[0]}
 
@@ -82,28 +82,24 @@ def _packing(spec: CodecSpec, rows: Tensor, metric: Tensor) -> Tables:
         books = torch.stack([_codebooks(part, spec.group) for part in groups @ basis.float()])
         return {"basis": basis, "codebooks": books.half()}
     if spec.is_rotated:
-        rotated = Rotation(groups.shape[-1], rows.device).apply(groups)
-        return {"spread": rotated.square().mean(1).sqrt().clamp(min=1e-9)}
+        return {"spread": rows.square().mean(0, keepdim=True).sqrt().clamp(min=1e-9)}
     return {}
 
 
-def _pack_of(spec: CodecSpec, width: int, tables: Tables) -> Pack:
-    """The packing of one block."""
-    if spec.group is not None:
-        basis = tables["basis"][None].float()
-        return ProductQuantised(
-            width=width,
-            dtype=torch.float32,
-            basis=basis,
-            inverse=torch.linalg.inv(basis),
-            codebooks=tables["codebooks"][None].float(),
-        )
+def _decoded(spec: CodecSpec, differences: Float[Tensor, "vectors width"], tables: Tables) -> Tensor:
+    """What receivers will make of a block's differences."""
     if spec.is_rotated:
-        spreads = tables["spread"][None]
-        return RotatedQuantised(
-            bits=spec.bits, num_groups=1, width=width, dtype=torch.float32, device=spreads.device, spreads=spreads
-        )
-    return Quantised(bits=spec.bits, num_groups=1, width=width, dtype=torch.float32)
+        return quantised(differences, tables["spread"], spec.bits)
+    width = differences.shape[1]
+    pack: Pack
+    if spec.group is None:
+        pack = Quantised(bits=spec.bits, num_groups=1, width=width, dtype=torch.float32)
+    else:
+        basis = tables["basis"][None].float()
+        books, inverse = tables["codebooks"][None].float(), torch.linalg.inv(basis)
+        pack = ProductQuantised(width=width, dtype=torch.float32, basis=basis, inverse=inverse, codebooks=books)
+    decoded: Tensor = pack.unpack(pack.pack(differences[None], 0), 0)[0]
+    return decoded
 
 
 def _basis(rows: Float[Tensor, "vectors width"], metric: Float[Tensor, "width width"], group: int) -> Tensor:

@@ -20,13 +20,6 @@ class Pack(ABC):
     @abstractmethod
     def unpack(self, parts: tuple[Tensor, ...], block: int) -> Float[Tensor, "batch rows width"]: ...
 
-    def pack_and_unpack(
-        self, rows: Float[Tensor, "batch rows width"], block: int
-    ) -> tuple[tuple[Tensor, ...], Float[Tensor, "batch rows width"]]:
-        """``pack``, and what ``unpack`` will make of it."""
-        parts = self.pack(rows, block)
-        return parts, self.unpack(parts, block)
-
     @abstractmethod
     def layout(self, batch: int, num_rows: int) -> tuple[Layout, ...]:
         """Dtype and shape of each packed tensor."""

@@ -33,8 +33,8 @@ class Difference(Pack):
 
     def pack(self, rows: Float[Tensor, "batch rows width"], block: int) -> tuple[Tensor, ...]:
         predicted = self._predict(self._sent, block)
-        parts, decoded = self._inner.pack_and_unpack(rows.float() - predicted, block)
-        self._sent = decoded.add_(predicted)
+        parts = self._inner.pack(rows.float() - predicted, block)
+        self._sent = self._inner.unpack(parts, block).add_(predicted)
         return parts
 
     def unpack(self, parts: tuple[Tensor, ...], block: int) -> Float[Tensor, "batch rows width"]:

@@ -4,8 +4,7 @@
 
 After a rotation values are nearly normal, and 2^bits levels halfway between multiples of a step do best with the step
 that Max (1960) found for a normal variable of that spread; larger values are clipped to the last level. The spread is
-the row's own, sent as one float32, or, with calibrated tables, that of the value in that block: then nothing but codes
-travels. Keys and values that travel side by side have a scale each.
+the row's own, sent as one float32. Keys and values that travel side by side have one each.
 """
 
 from __future__ import annotations
@@ -50,60 +49,27 @@ class Quantised(Pack):
 
 
 class RotatedQuantised(Pack):
-    """``bits`` a value after a rotation of each of ``num_groups`` equal parts of a row of ``width``.
+    """``bits`` a value, and a float32 spread, after a rotation of each of ``num_groups`` equal parts of a row of
+    ``width``."""
 
-    ``spreads`` (blocks, num_groups, width of a group) are those of the rotated values; without them each row's own is
-    sent with it.
-    """
-
-    def __init__(
-        self,
-        *,
-        bits: int,
-        num_groups: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        spreads: Float[Tensor, "blocks groups group_width"] | None,
-    ) -> None:
+    def __init__(self, *, bits: int, num_groups: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         assert width % num_groups == 0
         self._bits, self._step, self._levels = bits, STEPS[bits], 2**bits
         self._num_groups, self._group_width = num_groups, width // num_groups
         self._rotation = Rotation(self._group_width, device)
-        self._dtype, self._spreads = dtype, spreads
+        self._dtype = dtype
 
     def pack(self, rows: Float[Tensor, "batch rows width"], block: int) -> tuple[Tensor, ...]:
-        return self._packed(*self._codes(rows, block))
+        rotated = self._rotation.apply(rows.unflatten(-1, (self._num_groups, -1)))
+        spread = rotated.square().mean(-1, keepdim=True).sqrt_().clamp_(min=torch.finfo(torch.float32).tiny)
+        codes = rotated.div_(spread * self._step).add_(self._levels / 2)
+        return pack_bits(codes.clamp_(0, self._levels - 0.5).floor_(), self._bits), spread[..., 0]
 
     def unpack(self, parts: tuple[Tensor, ...], block: int) -> Float[Tensor, "batch rows width"]:
-        spread = parts[1][..., None] if self._spreads is None else self._spreads[block]
-        return self._rows(unpack_bits(parts[0], self._bits, self._group_width), spread)
-
-    def pack_and_unpack(
-        self, rows: Float[Tensor, "batch rows width"], block: int
-    ) -> tuple[tuple[Tensor, ...], Float[Tensor, "batch rows width"]]:
-        codes, spread = self._codes(rows, block)
-        return self._packed(codes, spread), self._rows(codes, spread)
-
-    def _codes(self, rows: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        """Whole numbers (batch, rows, groups, group_width) from 0 on, and the spread."""
-        rotated = self._rotation.apply(rows.unflatten(-1, (self._num_groups, -1)))
-        if self._spreads is None:
-            spread = rotated.square().mean(-1, keepdim=True).sqrt_().clamp_(min=torch.finfo(torch.float32).tiny)
-        else:
-            spread = self._spreads[block]
-        codes = rotated.mul_(1 / (spread * self._step)).add_(self._levels / 2)
-        return codes.clamp_(0, self._levels - 0.5).floor_(), spread
-
-    def _packed(self, codes: Tensor, spread: Tensor) -> tuple[Tensor, ...]:
-        packed = pack_bits(codes, self._bits)
-        return (packed, spread[..., 0]) if self._spreads is None else (packed,)
-
-    def _rows(self, codes: Tensor, spread: Tensor) -> Tensor:
-        levels = codes.sub_((self._levels - 1) / 2).mul_(spread * self._step)
-        return self._rotation.undo(levels).flatten(-2).to(self._dtype)
+        packed, spread = parts
+        levels = unpack_bits(packed, self._bits, self._group_width).sub_((self._levels - 1) / 2)
+        return self._rotation.undo(levels.mul_(spread[..., None] * self._step)).flatten(-2).to(self._dtype)
 
     def layout(self, batch: int, num_rows: int) -> tuple[Layout, ...]:
         groups = (batch, num_rows, self._num_groups)
-        codes = (torch.uint8, (*groups, packed_width(self._group_width, self._bits)))
-        return (codes, (torch.float32, groups)) if self._spreads is None else (codes,)
+        return (torch.uint8, (*groups, packed_width(self._group_width, self._bits))), (torch.float32, groups)

@@ -29,8 +29,8 @@ class Rotation:
     def __init__(self, width: int, device: torch.device) -> None:
         self._run = min(width & -width, MAX_RUN)
         product = min(self._run, MAX_CPU_PRODUCT) if device.type == "cpu" else self._run
-        self._matrix = (_hadamard(product) / math.sqrt(self._run)).to(device)
-        self._signs = _signs(width).to(device)
+        self._matrix = (hadamard(product) / math.sqrt(self._run)).to(device)
+        self._signs = random_signs(width).to(device)
 
     def apply(self, rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
         """The rotated rows, in float32."""
@@ -53,7 +53,7 @@ class Rotation:
 
 
 @cache
-def _hadamard(size: int) -> Tensor:
+def hadamard(size: int) -> Tensor:
     """Sylvester's matrix of ones and minus ones."""
     matrix = torch.ones(1, 1)
     while matrix.shape[0] < size:
@@ -62,6 +62,7 @@ def _hadamard(size: int) -> Tensor:
 
 
 @cache
-def _signs(width: int) -> Tensor:
+def random_signs(width: int) -> Float[Tensor, " width"]:
+    """Ones and minus ones, the same on every device."""
     generator = torch.Generator().manual_seed(_SEED)
     return torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1.0
