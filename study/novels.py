@@ -51,7 +51,7 @@ class CannotBuild(RuntimeError):
 
 
 def texts(directory: Path | None = None) -> dict[str, str]:
-    """The running text of each split, from ``directory`` (by default in the cache), which is made if it is not there."""
+    """The running text of each split, from ``directory`` (by default in the cache), made first if it is not there."""
     directory = build(directory)
     return {split: (directory / f"{split}.txt").read_text(encoding="utf-8") for split in SPLITS}
 
@@ -129,7 +129,7 @@ def chapters(lines: list[str]) -> Chapters:
         if words and not (_HEADING.fullmatch(text) or _VOLUME.fullmatch(text)):
             paragraph += words
             continue
-        if paragraph and found and not _ADDED.match(paragraph[0]):
+        if paragraph and found and not _ADDED.match(" ".join(paragraph)):
             found[-1].append(" ".join(paragraph).replace("*", ""))
         paragraph = []
         if _HEADING.fullmatch(text):
