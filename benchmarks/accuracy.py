@@ -39,7 +39,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A model and its data. ``calibrate`` and ``evaluate``: options of those commands; ``data`` makes what they read."""
+    """A model and its data. ``calibrate`` and ``evaluate``: options of those commands; ``data`` makes what is read."""
 
     build: Callable[[], Path]
     dataset: str
