@@ -63,6 +63,8 @@ def test_names_are_words_that_are_never_small() -> None:
     assert cloze.names(cut) == {"Anne", "Walter"}
     assert cloze.names([*cut, ["see", "anne"]]) == {"Walter"}
     assert cloze.names(cut[:1]) == set()
+    assert cloze.names([["in", "Bath"]] * cloze.MIN_RATIO + [["a", "bath"]]) == {"Bath"}
+    assert cloze.names([["dear", "St", "X"]] * 9) == set()
 
 
 def test_questions_are_read_as_the_official_files_are(tmp_path: Path) -> None:
