@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.runtime.weights import cache_root
-from study.novels import LINES_SHA256, CannotBuild, Chapters, chapters_of, sha256, texts
+from study.novels import LINES_SHA256, SPLITS, CannotBuild, Chapters, chapters_of, sha256, texts
 
 NAME = "austen-cloze"
 TAGGER = "HanTa==1.2.1"
@@ -208,7 +208,7 @@ def write(splits: dict[str, Chapters], tag: Tag, directory: Path) -> None:
             text, name = "\n".join(made), pattern.format(kind=kind)
             (directory / name).write_text(text, encoding="utf-8")
             account[name] = {"num_questions": len(made), "sha256": sha256(text.encode())}
-    record = {**_inputs(), "files": account}
+    record = {**_inputs(), "novels": {split: SPLITS[split] for split in FILES}, "files": account}
     (directory / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
