@@ -24,6 +24,7 @@ SIXTEENTH = ("delta+pq:4", "delta+rot+int2", "rot+int2", "means:16")
 LESS = ("delta+pq:8", "pq:8", "delta+rot+int1", "means:32", "delta+pq:16", "pq:16", "means:64")
 SHORT = tuple(codec for codec in LESS if codec not in ("means:32", "means:64"))  # sentences have fewer tokens
 KEYS = ("kv:rot+int4", "kv:rot+int3")
+NUM_QUESTIONS = 8
 BEST = ("delta+rot+int4", "delta+pq:4", "delta+pq:8", "delta+pq:16")
 
 
@@ -38,13 +39,14 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A model and its data. ``calibrate`` and ``evaluate``: options of those commands."""
+    """A model and its data. ``calibrate`` and ``evaluate``: options of those commands; ``data`` makes what is read."""
 
     build: Callable[[], Path]
     dataset: str
     calibrate: tuple[str, ...]
     evaluate: tuple[str, ...]
     ways: tuple[Way, ...]
+    data: Callable[[], Path] | None = None
 
 
 def demo_vit() -> Path:
@@ -66,6 +68,25 @@ def smollm2() -> Path:
     from study.smollm2 import build
 
     return build()
+
+
+def cloze() -> Path:
+    """Questions about Austen's novels."""
+    from study.cloze import build
+
+    return build()
+
+
+def cloze_case(kind: str, num_questions: int) -> Case:
+    """Each candidate is a pass over the whole text: about 50 s of one core a question, so few, and wide intervals."""
+    return Case(
+        build=smollm2,
+        data=cloze,
+        dataset=f"cbt-{kind}",
+        calibrate=(),
+        evaluate=("--split", "test", "--limit", str(num_questions), "--batch", "2"),
+        ways=(Way(codecs=("means:8", "kv:rot+int4", "rot+int4")),),
+    )
 
 
 ELSEWHERE = tuple(Way(codecs=BEST, devices=devices) for devices in (3, 4)) + (Way(codecs=BEST, dtype="bfloat16"),)
@@ -94,6 +115,8 @@ CASES = {
         evaluate=("--limit", "40", "--batch", "2"),
         ways=(Way(codecs=("int8", "kv:int8", "kv:int4", *EIGHTH, *KEYS)),),
     ),
+    "cloze-ne": cloze_case("ne", NUM_QUESTIONS),
+    "cloze-cn": cloze_case("cn", NUM_QUESTIONS),
 }
 FIRST_PART = 0.25  # of the only part of WikiText-2 that is at hand; the rest is scored
 
@@ -110,7 +133,7 @@ def main() -> int:
     for name in args.case or CASES:
         with tempfile.TemporaryDirectory(prefix="edgeprism-accuracy-") as folder:
             done[name] = run(CASES[name], Path(folder), done.get(name, []), args.codec)
-        record("accuracy", done, {"threads": os.cpu_count()})
+        record("accuracy", done, {"threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)})
     return 0
 
 
@@ -122,6 +145,8 @@ def run(
 
     model = str(case.build())
     made_from, scored_on = _halves(folder) if case.dataset == "wikitext2" else ((), ())
+    if case.data is not None:
+        made_from = scored_on = ("--data", str(case.data()))
     ways = [replace(way, codecs=tuple(c for c in way.codecs if only is None or c in only)) for way in case.ways]
     codecs = dict.fromkeys(codec for way in ways for codec in way.codecs)
     tables: list[object] = []
