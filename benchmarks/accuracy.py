@@ -129,11 +129,11 @@ def main() -> int:
     args = parser.parse_args()
     if args.smoke:
         return smoke()
-    done = _so_far()
     for name in args.case or CASES:
         with tempfile.TemporaryDirectory(prefix="edgeprism-accuracy-") as folder:
-            done[name] = run(CASES[name], Path(folder), done.get(name, []), args.codec)
-        record("accuracy", done, {"threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)})
+            rows = run(CASES[name], Path(folder), _so_far().get(name, []), args.codec)
+        threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        record("accuracy", {**_so_far(), name: rows}, {"threads": threads})
     return 0
 
 

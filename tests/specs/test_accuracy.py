@@ -46,10 +46,24 @@ def test_round_trip() -> None:
     assert file.to_json()["records"][1]["num_devices"] == 3
 
 
+def test_other_tables_are_another_measurement() -> None:
+    """What was measured with tables that have been made anew since says nothing of the new ones."""
+    old, new = (replace(RECORD, codec="pq:8", calibration=digit * 64) for digit in "ab")
+    file = AccuracyFile().merged([old, new])
+    assert file.records == (old, new)
+    way = {**WAY, "codec": CodecSpec.parse("pq:8")}
+    assert file.find(**way, calibration=new.calibration) == (new,)
+    assert file.points_lost(**way, calibration="c" * 64) is None
+    assert file.points_lost(**way) == pytest.approx(1.0)
+    without = {name: value for name, value in old.to_json().items() if name != "calibration"}
+    assert AccuracyRecord.from_json(without).calibration == ""
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model": "vit"}, "model must be a sha256 in hex"),
+        ({"calibration": "vit"}, "calibration must be a sha256 in hex or empty"),
         ({"codec": "means:4.0+int8"}, "codec 'means:4.0.int8' is written means:4.int8"),
         ({"codec": "zip"}, "unknown codec 'zip'"),
         ({"codec": 4}, "codec must be a text, not 4"),

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.plan import Plan, parse_shares
 
 if TYPE_CHECKING:
+    from edgeprism.codecs.calibration import Calibration
     from edgeprism.evaluate.answer import Answered, Predict
     from edgeprism.evaluate.dataset import Dataset
     from edgeprism.evaluate.metrics import Answers
@@ -86,8 +87,11 @@ def execute(args: argparse.Namespace) -> int:
     say("loading torch and the model")
     need_torch()
     began_s = time.monotonic()
-    task, exact, answered = _answer(job)
-    records = _records(job, exact, answered)
+    from edgeprism.runtime.calibrations import find
+
+    calibrations = find(args.model, [plan.codec for plan in job.plans], args.calibration)
+    task, exact, answered = _answer(job, list(calibrations.values()))
+    records = _records(job, exact, answered, {name: one.digest for name, one in calibrations.items()})
     document = {
         "model": args.model,
         "dataset": job.dataset.name,
@@ -175,17 +179,15 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
     return tuple(Plan(strategy="sequence", shares=shares, codec=codec) for codec in codecs)
 
 
-def _answer(job: _Job) -> tuple[Task, Answers, list[Answered]]:
+def _answer(job: _Job, calibrations: Sequence[Calibration]) -> tuple[Task, Answers, list[Answered]]:
     """Everything that needs the model."""
     from edgeprism.evaluate.answer import Way, answer
     from edgeprism.evaluate.build import TaskSettings, make_task
-    from edgeprism.runtime.calibrations import find
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import load
 
     quiet()
     args, shares = job.args, job.plans[0].shares
-    calibrations = find(args.model, [plan.codec for plan in job.plans], args.calibration)
     with (
         _patience(),
         Cluster.in_process(len(shares)) as cluster,
@@ -195,7 +197,7 @@ def _answer(job: _Job) -> tuple[Task, Answers, list[Answered]]:
             plan="local",
             device=args.device,
             dtype=job.dtype,
-            calibrations=list(calibrations.values()),
+            calibrations=calibrations,
         ) as engine,
     ):
         settings = TaskSettings(window=args.window, shares=shares, limit=args.limit)
@@ -231,13 +233,15 @@ def predict_with(engine: Engine, plan: Plan) -> Predict:
     return predict
 
 
-def _records(job: _Job, exact: Answers, answered: Sequence[Answered]) -> list[AccuracyRecord]:
+def _records(
+    job: _Job, exact: Answers, answered: Sequence[Answered], digests: Mapping[str, str]
+) -> list[AccuracyRecord]:
     from edgeprism.evaluate.measure import Subject, measure
     from edgeprism.models.load import directory_of
     from edgeprism.models.manifest import fingerprint
 
     model = fingerprint(directory_of(job.args.model))
-    subject = Subject(model=model, dtype=job.dtype, dataset=job.dataset, window=job.args.window)
+    subject = Subject(model=model, dtype=job.dtype, dataset=job.dataset, window=job.args.window, calibrations=digests)
     return measure(subject, job.metrics, exact, list(zip(job.plans, answered, strict=True)))
 
 

@@ -14,6 +14,7 @@ that is enough.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -93,6 +94,16 @@ class Calibration:
                 self.codec.bits, gains=tables["gain"], offsets=tables["offset"], spreads=tables["spread"]
             )
         return tables
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the tables, in hex."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tables):
+            table = self.tables[name].detach().cpu().contiguous()
+            digest.update(f"{name} {table.dtype} {tuple(table.shape)}\n".encode())
+            digest.update(table.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device) -> Calibration:
         """The same on a device."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgeprism.evaluate.answer import Answered
@@ -15,12 +15,14 @@ from edgeprism.specs.plan import Plan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What was measured. ``model``: its fingerprint; ``window``: tokens of a window, where the data is a long text."""
+    """What was measured. ``model``: its fingerprint; ``window``: tokens of a window, where the data is a long text;
+    ``calibrations``: the digests of the codecs' tables, by codec."""
 
     model: str
     dtype: str
     dataset: Dataset
     window: int
+    calibrations: Mapping[str, str]
 
 
 def measure(
@@ -38,6 +40,7 @@ def measure(
         AccuracyRecord(
             model=subject.model,
             codec=str(plan.codec),
+            calibration=subject.calibrations.get(str(plan.codec), ""),
             shares=plan.shares,
             dtype=subject.dtype,
             dataset=dataset.name + window,

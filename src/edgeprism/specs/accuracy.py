@@ -1,8 +1,8 @@
 """What a lossy codec was measured to cost, as `edgeprism evaluate` writes it down and a policy may rely on it.
 
-A record stands for one model (by the hash of its weights and configuration), one way of running it (codec, devices,
-shares, dtype) and one measure (data set, split, metric). A new measurement of the same on fewer inputs does not replace
-one on more.
+A record stands for one model (by the hash of its weights and configuration), one way of running it (codec with its
+tables, devices, shares, dtype) and one measure (data set, split, metric). A new measurement of the same on fewer
+inputs does not replace one on more.
 """
 
 from __future__ import annotations
@@ -55,10 +55,14 @@ class AccuracyRecord:
     """Part of the answers that are those of one device; None where answers are values."""
     relative_bytes: float
     """Bytes that travel, over those of the partitions' rows in float32."""
+    calibration: str = ""
+    """sha256 of the codec's tables, in hex: `Calibration.digest`; empty where it has none."""
 
     def __post_init__(self) -> None:
-        if len(self.model) != 64 or set(self.model) - set("0123456789abcdef"):
+        if not _is_sha256(self.model):
             raise InputError(f"accuracy record: model must be a sha256 in hex, not {self.model!r}")
+        if not isinstance(self.calibration, str) or (self.calibration and not _is_sha256(self.calibration)):
+            raise InputError(f"accuracy record: calibration must be a sha256 in hex or empty, not {self.calibration!r}")
         if str(CodecSpec.parse(self.codec)) != self.codec:
             raise InputError(f"accuracy record: codec {self.codec!r} is written {CodecSpec.parse(self.codec)}")
         Plan(strategy="sequence", shares=self.shares)  # PlanError for shares that are none
@@ -82,7 +86,8 @@ class AccuracyRecord:
     @property
     def key(self) -> tuple[object, ...]:
         """What tells one measurement from another."""
-        return (self.model, self.codec, _rounded(self.shares), self.dtype, self.dataset, self.split, self.metric)
+        way = self.codec, self.calibration, _rounded(self.shares), self.dtype
+        return self.model, *way, self.dataset, self.split, self.metric
 
     @property
     def difference(self) -> float:
@@ -106,7 +111,7 @@ class AccuracyRecord:
         """Reads what ``to_json`` wrote; InputError names the field that is wrong."""
         if not isinstance(document, Mapping):
             raise InputError(f"an accuracy record is a JSON object, not {type(document).__name__}")
-        values = {name: value for name, value in document.items() if name != "num_devices"}
+        values = {"calibration": "", **{name: value for name, value in document.items() if name != "num_devices"}}
         names = {field.name for field in fields(cls)}
         if wrong := sorted(names ^ set(values)):
             raise InputError(f"accuracy record with missing or unknown fields: {', '.join(map(str, wrong))}")
@@ -153,15 +158,18 @@ class AccuracyFile:
         num_devices: int,
         dtype: str,
         shares: tuple[float, ...] | None = None,
+        calibration: str | None = None,
         dataset: str | None = None,
         metric: str | None = None,
     ) -> tuple[AccuracyRecord, ...]:
-        """The measurements of this model run this way; ``shares``, ``dataset`` and ``metric`` None: any."""
+        """The measurements of this model run this way; ``shares``, ``calibration`` (the digest of the codec's tables),
+        ``dataset`` and ``metric`` None: any."""
         return tuple(
             record
             for record in self.records
             if (record.model, record.codec, record.num_devices, record.dtype) == (model, str(codec), num_devices, dtype)
             and (shares is None or _rounded(record.shares) == _rounded(shares))
+            and calibration in (None, record.calibration)
             and dataset in (None, record.dataset)
             and metric in (None, record.metric)
         )
@@ -174,6 +182,7 @@ class AccuracyFile:
         num_devices: int,
         dtype: str,
         shares: tuple[float, ...] | None = None,
+        calibration: str | None = None,
         dataset: str | None = None,
         metric: str | None = None,
     ) -> float | None:
@@ -189,6 +198,7 @@ class AccuracyFile:
             num_devices=num_devices,
             dtype=dtype,
             shares=shares,
+            calibration=calibration,
             dataset=dataset,
             metric=metric,
         )
@@ -225,6 +235,10 @@ class AccuracyFile:
 
 def _rounded(shares: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(share, SHARES_DECIMALS) for share in shares)
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and not set(text) - set("0123456789abcdef")
 
 
 def _is_number(value: object) -> bool:
