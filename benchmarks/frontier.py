@@ -43,10 +43,12 @@ def main() -> int:
     except ModuleNotFoundError:
         print("frontier: the plot needs matplotlib; install it with: pip install matplotlib", file=sys.stderr)
         return 1
-    figures = json.loads((RESULTS / "accuracy.json").read_text())["figures"]
+    figures = _figures("accuracy")
     names = [name for name in TITLES if name in figures]
     put(PAGE, "\n" + "\n".join(table(name, figures[name]) for name in names) + "\n", write=True)
     drawn = [name for name in names if name not in NOT_DRAWN]
+    put(PAGE, times(_figures("codec_time")), write=True, name="codec_time")
+    put(PAGE, tried(_figures("tried_codecs")), write=True, name="tried")
     picture, axes = pyplot.subplots(1, len(drawn), figsize=(5.2 * len(drawn), 4.2), squeeze=False)
     for axis, name in zip(axes[0], drawn, strict=True):
         draw(axis, name, figures[name])
@@ -81,6 +83,34 @@ def table(name: str, rows: list[dict[str, Any]]) -> str:
 
 def _shown(value: float, is_perplexity: bool) -> str:
     return f"{value:.2f}" if is_perplexity else f"{100 * value:.1f}"
+
+
+def times(figures: dict[str, Any]) -> str:
+    """What encoding and decoding take."""
+    codecs = [name for name, row in figures.items() if "of_block" in row]
+    return "\n".join(
+        [
+            "| " + " | ".join(f"`{codec}`" for codec in codecs) + " |",
+            "|---" * len(codecs) + "|",
+            "| " + " | ".join(f"{figures[codec]['of_block']:.1%}" for codec in codecs) + " |\n",
+        ]
+    )
+
+
+def tried(figures: dict[str, Any]) -> str:
+    """Sketches beside what is shipped, the fewest bytes last."""
+    lines = ["| codec | bytes | divergence | same answer |", "|---|---|---|---|"]
+    rows = {name: row for name, row in figures.items() if "divergence" in row}
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["of_float32"]):
+        shown = name if "," in name else f"`{name}`"
+        size, divergence, same = row["of_float32"], row["divergence"], row["same_answer"]
+        lines.append(f"| {shown} | 1/{size:.1f} | {divergence:.4f} | {same:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figures(name: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
+    return figures
 
 
 def draw(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
