@@ -114,7 +114,7 @@ $(DEMO_READY): requirements/demo.txt | $(READY)
 	@touch $@
 
 $(STUDY_READY): requirements/study.txt | $(READY)
-	@echo "set-up, study: gguf and matplotlib"
+	@echo "set-up, study: gguf, HanTa and matplotlib"
 	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/study.txt
 	@touch $@
 
