@@ -8,12 +8,17 @@ from edgeprism.errors import InputError
 from edgeprism.evaluate.dataset import Dataset, wrong
 from edgeprism.tasks.frames import natural
 
-FORMATS = "running text is a file in UTF-8, or a folder with .txt files"
+FORMATS = "running text is a file in UTF-8, or a folder with .txt files (--split test is test.txt in it)"
+
+ALL = "all"
 
 
 def load(path: Path, name: str, split: str) -> Dataset | None:
-    """One text, with an empty line between files; None for a folder without any."""
-    files = [path] if path.is_file() else sorted(path.glob("*.txt"), key=lambda file: natural(file.name))
+    """One text, with an empty line between files; None for a folder without any. A part has its name."""
+    if split != ALL:
+        files = [file for file in [path / f"{split}.txt"] if file.is_file()]
+    else:
+        files = [path] if path.is_file() else sorted(path.glob("*.txt"), key=lambda file: natural(file.name))
     if not files:
         return None
     text = "\n\n".join(read_text(file) for file in files)
