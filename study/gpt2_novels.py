@@ -81,10 +81,8 @@ def build(
         with no_progress_bar():
             model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-        weights = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
-        account["weights_sha256_here"] = (
-            weights  # sums differ in their last bits between machines, thread counts, versions
-        )
+        # Only here: the last bits of a sum depend on machine, threads and versions, and training makes much of them.
+        account["weights_sha256_here"] = hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
         (target / RECORD_NAME).write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
         target.replace(directory)
     return directory

@@ -20,7 +20,10 @@ from study.gpt2_novels import Settings
 from tests.evaluate.tiny import running_text
 
 TINY = Settings(num_entries=300, num_layers=2, width=32, num_heads=2, window=48, num_steps=60, learning_rate=5e-3)
-TEXTS = {"train": running_text(300).replace("good", "“Good!”"), "valid": running_text(30, seed=9)}
+TEXTS = {
+    split: running_text(number, seed=seed).replace("good", "“Good!”")
+    for split, number, seed in (("train", 300, 0), ("valid", 30, 9))
+}
 
 
 def test_the_directory_is_a_gpt2_that_has_learned(tmp_path: Path) -> None:
