@@ -24,6 +24,7 @@ SIXTEENTH = ("delta+pq:4", "delta+rot+int2", "rot+int2", "means:16")
 LESS = ("delta+pq:8", "pq:8", "delta+rot+int1", "means:32", "delta+pq:16", "pq:16", "means:64")
 SHORT = tuple(codec for codec in LESS if codec not in ("means:32", "means:64"))  # sentences have fewer tokens
 KEYS = ("kv:rot+int4", "kv:rot+int3")
+NUM_QUESTIONS = 20
 BEST = ("delta+rot+int4", "delta+pq:4", "delta+pq:8", "delta+pq:16")
 
 
@@ -38,13 +39,14 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A model and its data. ``calibrate`` and ``evaluate``: options of those commands."""
+    """A model and its data. ``calibrate`` and ``evaluate``: options of those commands; ``data`` makes what is read."""
 
     build: Callable[[], Path]
     dataset: str
     calibrate: tuple[str, ...]
     evaluate: tuple[str, ...]
     ways: tuple[Way, ...]
+    data: Callable[[], Path] | None = None
 
 
 def demo_vit() -> Path:
@@ -66,6 +68,25 @@ def smollm2() -> Path:
     from study.smollm2 import build
 
     return build()
+
+
+def cloze() -> Path:
+    """Questions about Austen's novels."""
+    from study.cloze import build
+
+    return build()
+
+
+def cloze_case(kind: str, num_questions: int) -> Case:
+    """Ten candidates each, every one a pass over some 500 tokens: few questions, wide intervals."""
+    return Case(
+        build=smollm2,
+        data=cloze,
+        dataset=f"cbt-{kind}",
+        calibrate=(),
+        evaluate=("--split", "test", "--limit", str(num_questions), "--batch", "2"),
+        ways=(Way(codecs=("means:8", "kv:rot+int4", "rot+int4")),),
+    )
 
 
 ELSEWHERE = tuple(Way(codecs=BEST, devices=devices) for devices in (3, 4)) + (Way(codecs=BEST, dtype="bfloat16"),)
@@ -94,6 +115,8 @@ CASES = {
         evaluate=("--limit", "40", "--batch", "2"),
         ways=(Way(codecs=("int8", "kv:int8", "kv:int4", *EIGHTH, *KEYS)),),
     ),
+    "cloze-ne": cloze_case("ne", NUM_QUESTIONS),
+    "cloze-cn": cloze_case("cn", NUM_QUESTIONS),
 }
 FIRST_PART = 0.25  # of the only part of WikiText-2 that is at hand; the rest is scored
 
@@ -119,6 +142,8 @@ def run(case: Case, folder: Path) -> list[dict[str, Any]]:
 
     model = str(case.build())
     made_from, scored_on = _halves(folder) if case.dataset == "wikitext2" else ((), ())
+    if case.data is not None:
+        made_from = scored_on = ("--data", str(case.data()))
     codecs = dict.fromkeys(codec for way in case.ways for codec in way.codecs)
     tables: list[object] = []
     if need := [codec for codec in codecs if CodecSpec.parse(codec).needs_calibration]:

@@ -50,13 +50,16 @@ def test_sentences_end_where_sentences_end() -> None:
 
 def test_words_are_cut_as_in_the_official_files() -> None:
     """Blanks around punctuation, 's and n't apart, quotes as `` and ''."""
-    cut = cloze.tokens("\"I don't,\" said Mr. Elliot--\"Anne's good-will, ma'am, &c. ('Tis.)\"")
-    assert " ".join(cut) == ("`` I do n't , '' said Mr. Elliot -- `` Anne 's good-will , ma'am , &c. ( ' Tis . ) ''")
+    cut = cloze.tokens("\"I don't,\" said Mr. Elliot--\"Anne's good-will, ma'am, &c. I cannot. ('Tis.)\"")
+    assert " ".join(cut) == (
+        "`` I do n't , '' said Mr. Elliot -- `` Anne 's good-will , ma'am , &c. I can not . ( ' Tis . ) ''"
+    )
 
 
 def test_names_are_words_that_are_never_small() -> None:
     """A name begins with a capital inside sentences; a word that does so at their beginnings is none."""
     cut = [["Handsome", "Anne", "met", "Sir", "Walter", "."], ["So", "handsome", "Anne", "met", "Sir", "Walter"]]
+    cut += [["and", "I", "and", "I"]]
     assert cloze.names(cut) == {"Anne", "Walter"}
     assert cloze.names([*cut, ["see", "anne"]]) == {"Walter"}
     assert cloze.names(cut[:1]) == set()
