@@ -70,6 +70,20 @@ def smollm2() -> Path:
     return build()
 
 
+def gpt2() -> Path:
+    """A small GPT-2 trained on four of Austen's novels."""
+    from study.gpt2_novels import build
+
+    return build()
+
+
+def novels() -> Path:
+    """Those four and the two others: train.txt, valid.txt, test.txt."""
+    from study.novels import build
+
+    return build()
+
+
 def cloze() -> Path:
     """Questions about Austen's novels."""
     from study.cloze import build
@@ -114,6 +128,14 @@ CASES = {
         calibrate=("--split", "valid", "--limit", "24", "--batch", "2"),
         evaluate=("--limit", "40", "--batch", "2"),
         ways=(Way(codecs=("int8", "kv:int8", "kv:int4", *EIGHTH, *KEYS)),),
+    ),
+    "novels": Case(
+        build=gpt2,
+        data=novels,
+        dataset="text",
+        calibrate=("--split", "valid", "--limit", "24", "--batch", "4"),
+        evaluate=("--split", "test", "--limit", "100", "--batch", "4"),
+        ways=(Way(codecs=("int8", *EIGHTH, *SIXTEENTH, *LESS, *KEYS)), *ELSEWHERE),
     ),
     "cloze-ne": cloze_case("ne", NUM_QUESTIONS),
     "cloze-cn": cloze_case("cn", NUM_QUESTIONS),
