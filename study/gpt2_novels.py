@@ -49,9 +49,9 @@ class Settings:
     width: int = 384
     num_heads: int = 6
     window: int = 512
-    num_steps: int = 700
+    num_steps: int = 600
     batch_size: int = 4
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1e-3
     warmup: float = 0.05
     weight_decay: float = 0.1
     num_scored: int = 100
@@ -112,7 +112,10 @@ def train(
     torch.manual_seed(settings.seed)
     ids = {split: torch.tensor(tokenizer(texts[split], verbose=False)["input_ids"]) for split in ("train", "valid")}
     model = GPT2LMHeadModel(_config(tokenizer, settings)).train()
-    optimiser = torch.optim.AdamW(_groups(model, settings.weight_decay), settings.learning_rate, betas=(0.9, 0.95))
+    model.set_attn_implementation("eager")  # a step on a CPU is a fifth shorter than with the fused kernel
+    optimiser = torch.optim.AdamW(
+        _groups(model, settings.weight_decay), settings.learning_rate, betas=(0.9, 0.95), fused=True
+    )
     schedule = get_cosine_schedule_with_warmup(
         optimiser, round(settings.warmup * settings.num_steps), settings.num_steps
     )
