@@ -148,7 +148,7 @@ CASES = {
         data=novels,
         dataset="text",
         calibrate=("--split", "valid", "--limit", "24", "--batch", "4"),
-        evaluate=("--split", "test", "--limit", "100", "--batch", "4"),
+        evaluate=("--split", "test", "--limit", "50", "--batch", "4"),
         ways=(Way(codecs=("int8", *EIGHTH, *SIXTEENTH, *LESS, *KEYS)), *ELSEWHERE),
     ),
     "novels-finetuned": Case(
@@ -156,7 +156,7 @@ CASES = {
         data=novels,
         dataset="text",
         calibrate=(),
-        evaluate=("--split", "test", "--limit", "100", "--batch", "4"),
+        evaluate=("--split", "test", "--limit", "50", "--batch", "4"),
         ways=(Way(codecs=("means:8",)),),
     ),
     "cloze-ne": cloze_case("ne", NUM_QUESTIONS),
