@@ -30,6 +30,7 @@ from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from demo.provenance import provenance
+from edgeprism.evaluate.language import losses_of
 from edgeprism.models.load import no_progress_bar
 from edgeprism.runtime.weights import cache_root
 from study import novels
@@ -151,8 +152,8 @@ def perplexity(model: GPT2LMHeadModel, ids: torch.Tensor, settings: Settings) ->
     """Of the first windows of a text, a token given all before it in its window."""
     count = min(settings.num_scored, len(ids) // settings.window)
     windows = ids[: count * settings.window].reshape(count, settings.window)
-    losses = [float(model(input_ids=window, labels=window, use_cache=False).loss) for window in windows.split(1)]
-    return math.exp(float(np.mean(losses)))
+    losses = [losses_of(model(input_ids=window, use_cache=False).logits, window) for window in windows.split(1)]
+    return math.exp(float(torch.cat(losses).double().mean()))
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> GPT2Config:
