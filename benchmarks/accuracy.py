@@ -2,7 +2,7 @@
 
 For each model of the study: tables of the codecs that need some are made from training data, then every codec is scored
 on the test set, once, by `edgeprism calibrate` and `edgeprism evaluate` as users run them. `--case` does one model;
-what others gave stays in the file.
+what others gave stays in the file, with the commit that each was measured at.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, arguments, record
+from benchmarks.report import RESULTS, arguments, commit, record
 
 PUBLISHED = ("means:3.3", "means:4.95", "means:9.9")
 EIGHTH = ("delta+rot+int4", "rot+int4", "int4", "means:8")
@@ -211,7 +211,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="edgeprism-accuracy-") as folder:
             rows = run(case, Path(folder), _so_far().get(name, []), args.codec)
         threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-        record("accuracy", {**_so_far(), name: rows}, {"threads": threads})
+        cases = {**_document().get("settings", {}).get("cases", {}), name: commit()}
+        record("accuracy", {**_so_far(), name: rows}, {"threads": threads, "cases": cases})
     return int(failed)
 
 
@@ -269,9 +270,14 @@ def _halves(folder: Path) -> tuple[tuple[str, str], tuple[str, str]]:
 
 
 def _so_far() -> dict[str, Any]:
-    path = RESULTS / "accuracy.json"
-    figures: dict[str, Any] = json.loads(path.read_text())["figures"] if path.is_file() else {}
+    figures: dict[str, Any] = _document().get("figures", {})
     return figures
+
+
+def _document() -> dict[str, Any]:
+    path = RESULTS / "accuracy.json"
+    document: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return document
 
 
 def smoke() -> int:

@@ -27,7 +27,7 @@ def record(name: str, figures: Mapping[str, Any], settings: Mapping[str, Any], s
         "name": name,
         "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "hardware": _hardware(),
         "versions": {package: _version(package) for package in _PACKAGES} | {"python": platform.python_version()},
         "settings": dict(settings),
@@ -69,7 +69,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "p25": low, "p75": high, "n": len(values)}
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit, with a + behind it where the tree differs from it."""
     here = Path(__file__).resolve().parent
     try:
