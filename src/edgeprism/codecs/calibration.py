@@ -108,6 +108,11 @@ class Calibration:
             digest.update(table.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return next(iter(self.tables.values())).device
+
     def to(self, device: torch.device) -> Calibration:
         """The same on a device."""
         tables = {name: table.to(device) for name, table in self.tables.items()}
