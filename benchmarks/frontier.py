@@ -22,14 +22,22 @@ KINDS = {
     "means": ("tab:red", "X"),
     "kv:": ("tab:purple", "*"),
 }
+PUBLISHED = {
+    ("cifar10", "means:3.3"): -0.95,
+    ("cifar10", "means:4.95"): -1.17,
+    ("cifar10", "means:9.9"): -2.37,
+    ("cifar10-finetuned", "means:9.9"): -0.58,
+}
+"""Points of PRISM with ViT-B on CIFAR-10, two devices, against 98.01 on one (arXiv 2507.12145)."""
 TITLES = {
     "cifar10": "demo ViT-S/14, CIFAR-10 test, 500",
+    "cifar10-finetuned": "demo ViT-S/14 fine-tuned for means:9.9, CIFAR-10 test, 500",
     "sst2": "MiniLM, SST-2 dev, 872",
     "wikitext2": "SmolLM2-135M, WikiText-2, 512 tokens",
     "cloze-ne": "SmolLM2-135M, cloze questions on names",
     "cloze-cn": "SmolLM2-135M, cloze questions on nouns",
 }
-NOT_DRAWN = ("cloze-ne", "cloze-cn")  # of few questions points would be noise
+NOT_DRAWN = ("cifar10-finetuned", "cloze-ne", "cloze-cn")  # one row, or few questions
 
 
 def main() -> int:
@@ -43,10 +51,12 @@ def main() -> int:
     except ModuleNotFoundError:
         print("frontier: the plot needs matplotlib; install it with: pip install matplotlib", file=sys.stderr)
         return 1
-    figures = json.loads((RESULTS / "accuracy.json").read_text())["figures"]
+    figures = _figures("accuracy")
     names = [name for name in TITLES if name in figures]
     put(PAGE, "\n" + "\n".join(table(name, figures[name]) for name in names) + "\n", write=True)
     drawn = [name for name in names if name not in NOT_DRAWN]
+    put(PAGE, times(_figures("codec_time")), write=True, name="codec_time")
+    put(PAGE, tried(_figures("tried_codecs")), write=True, name="tried")
     picture, axes = pyplot.subplots(1, len(drawn), figsize=(5.2 * len(drawn), 4.2), squeeze=False)
     for axis, name in zip(axes[0], drawn, strict=True):
         draw(axis, name, figures[name])
@@ -65,8 +75,8 @@ def table(name: str, rows: list[dict[str, Any]]) -> str:
         f"**{TITLES[name]}**; one device: "
         + ", ".join(sorted({f"{_shown(row['exact'], is_perplexity)} ({row['dtype']})" for row in rows})),
         "",
-        f"| devices | dtype | codec | bytes | {unit} | difference | 95 % interval | same answer | inputs |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| devices | dtype | codec | bytes | {unit} | difference | 95 % interval | same answer | inputs | published |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["devices"], row["dtype"] != "float32", -row["relative_bytes"])):
         factor = 1 if is_perplexity else 100
@@ -74,13 +84,47 @@ def table(name: str, rows: list[dict[str, Any]]) -> str:
             f"| {row['devices']} | {row['dtype']} | `{row['codec']}` | 1/{1 / row['relative_bytes']:.1f} "
             f"| {_shown(row['value'], is_perplexity)} | {factor * (row['value'] - row['exact']):+.2f} "
             f"| {factor * row['low']:+.2f} to {factor * row['high']:+.2f} | {row['agreement']:.1%} "
-            f"| {row['num_inputs']}{' (' + str(row['num_alone']) + ' too short)' if row['num_alone'] else ''} |"
+            f"| {row['num_inputs']}{' (' + str(row['num_alone']) + ' too short)' if row['num_alone'] else ''} "
+            f"| {_published(name, row)} |"
         )
     return "\n".join(lines) + "\n"
 
 
+def _published(name: str, row: dict[str, Any]) -> str:
+    points = PUBLISHED.get((name, row["codec"])) if (row["devices"], row["dtype"]) == (2, "float32") else None
+    return "" if points is None else f"{points:+.2f}"
+
+
 def _shown(value: float, is_perplexity: bool) -> str:
     return f"{value:.2f}" if is_perplexity else f"{100 * value:.1f}"
+
+
+def times(figures: dict[str, Any]) -> str:
+    """What encoding and decoding take."""
+    codecs = [name for name, row in figures.items() if "of_block" in row]
+    return "\n".join(
+        [
+            "| " + " | ".join(f"`{codec}`" for codec in codecs) + " |",
+            "|---" * len(codecs) + "|",
+            "| " + " | ".join(f"{figures[codec]['of_block']:.1%}" for codec in codecs) + " |\n",
+        ]
+    )
+
+
+def tried(figures: dict[str, Any]) -> str:
+    """Sketches beside what is shipped, the fewest bytes last."""
+    lines = ["| codec | bytes | divergence | same answer |", "|---|---|---|---|"]
+    rows = {name: row for name, row in figures.items() if "divergence" in row}
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["of_float32"]):
+        shown = name if "," in name else f"`{name}`"
+        size, divergence, same = row["of_float32"], row["divergence"], row["same_answer"]
+        lines.append(f"| {shown} | 1/{size:.1f} | {divergence:.4f} | {same:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figures(name: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
+    return figures
 
 
 def draw(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:

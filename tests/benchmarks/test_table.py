@@ -49,7 +49,7 @@ def test_hits_misses_and_gaps_are_shown(results: Path) -> None:
 def test_write_then_check(results: Path, tmp_path: Path) -> None:
     """What was written passes the check, only the table changed, and a stale table fails it."""
     page = tmp_path / "README.md"
-    page.write_text(f"before\n\n{table.BEGIN}\n{table.END}\n\nafter\n")
+    page.write_text("before\n\n<!-- table -->\n<!-- /table -->\n\nafter\n")
     wanted = table.markdown(results)
     assert table.put(page, wanted, write=False) == 1
     assert table.put(page, wanted, write=True) == 0

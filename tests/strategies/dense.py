@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,16 +18,23 @@ from torch import Tensor
 
 from edgeprism.strategies.greedy import prompt_tokens
 
+Tables = Mapping[str, Tensor]
+"""Of a codec that has some, as calibration made them."""
 
-def dense_rows(model: Any, tokens: Any, bounds: Sequence[tuple[int, int]], codec: str) -> Tensor:
+
+def dense_rows(
+    model: Any, tokens: Any, bounds: Sequence[tuple[int, int]], codec: str, tables: Tables | None = None
+) -> Tensor:
     """The finished rows (batch, tokens, width) of every token, whatever the head reads."""
     x = model.embed(tokens.features)
     mask = torch.ones(x.shape[:2], dtype=torch.bool) if tokens.mask is None else tokens.mask
     positions = torch.arange(x.shape[1])[None] if tokens.positions is None else tokens.positions
     positions = positions.expand(x.shape[:2])
+    packings = [Packing(codec, tables or {}) for _ in range(x.shape[0])]
     for block in model.blocks:
         samples = [
-            _block(model, block, x[s : s + 1], mask[s], positions[s], bounds, codec)[0] for s in range(x.shape[0])
+            _block(model, block, x[s : s + 1], mask[s], positions[s], bounds, codec, packings[s])[0]
+            for s in range(x.shape[0])
         ]
         x = torch.stack(samples)
     return model.finish(x)
@@ -57,14 +64,16 @@ def _block(
     positions: Tensor,
     bounds: Sequence[tuple[int, int]],
     codec: str,
+    pack: Packing,
 ) -> Tensor:
     """One block for one sample: each partition sees its own rows as they are and the others' as they arrive."""
     y = block.attention_input(x)
     queries = _flat(block.queries(y, positions[None]))
     own_keys, own_values = (_flat(value) for value in block.keys_values(y, positions[None]))
     received = [
-        _received(block, y, own_keys, own_values, mask, positions, start, stop, codec) for start, stop in bounds
+        _received(block, y, own_keys, own_values, mask, positions, start, stop, codec, pack) for start, stop in bounds
     ]
+    pack.block += 1
     context = torch.zeros_like(queries)
     for index, (start, stop) in enumerate(bounds):
         others = [r for i, r in enumerate(received) if i != index and not (model.is_causal and i > index)]
@@ -108,21 +117,24 @@ def _received(
     start: int,
     stop: int,
     codec: str,
+    pack: Packing,
 ) -> tuple[list[Tensor], list[Tensor], list[int]]:
     """Keys, values and counts that others have of the partition [start, stop)."""
     plain = codec.removeprefix("kv:")
     if codec.startswith("kv:"):
-        pairs = [_encoded(value, mask, start, stop, plain) for value in (keys, values)]
+        pairs = [_encoded(value, mask, start, stop, plain, pack) for value in (keys, values)]
         return pairs[0][0], pairs[1][0], pairs[0][1]
-    rows, counts = _encoded(y[0], mask, start, stop, plain)
+    rows, counts = _encoded(y[0], mask, start, stop, plain, pack)
     if not rows:
         return [], [], []
-    means, _ = _encoded(positions[:, None].double(), mask, start, stop, re.sub(r"\+?int\d", "", plain))
+    means, _ = _encoded(positions[:, None].double(), mask, start, stop, plain, lambda row, _: row)
     k, v = block.keys_values(torch.stack(rows)[None], torch.stack(means)[None, :, 0])
     return list(_flat(k)), list(_flat(v)), counts
 
 
-def _encoded(rows: Tensor, mask: Tensor, start: int, stop: int, codec: str) -> tuple[list[Tensor], list[int]]:
+def _encoded(
+    rows: Tensor, mask: Tensor, start: int, stop: int, codec: str, pack: Callable[[Tensor, int], Tensor]
+) -> tuple[list[Tensor], list[int]]:
     """Rows that stand for at least one real token, as they arrive, and for how many each stands."""
     num_tokens = stop - start
     num_segments = num_tokens
@@ -135,10 +147,60 @@ def _encoded(rows: Tensor, mask: Tensor, start: int, stop: int, codec: str) -> t
         real = [rows[token] for token in range(first, last) if mask[token]]
         if real:
             mean = torch.stack(real).sum(0) / len(real)
-            bits = re.search(r"int(\d)", codec)
-            arrived.append(_quantised(mean, int(bits[1])) if bits else mean)
+            arrived.append(pack(mean, first))
             counts.append(len(real))
     return arrived, counts
+
+
+class Packing:
+    """What few bits make of one sample's rows, by definition. Of differences it knows what arrived one block before,
+    by the place of the first token that a row stands for; a row of padding has no successors that matter."""
+
+    def __init__(self, codec: str, tables: Tables) -> None:
+        bits = re.search(r"int(\d)", codec)
+        self._bits = int(bits[1]) if bits else 32
+        self._is_delta, self._is_rotated, self._tables = "delta" in codec, "rot" in codec, tables
+        self._before: dict[int, Tensor] = {}
+        self.block = 0
+
+    def __call__(self, row: Tensor, place: int) -> Tensor:
+        if self._bits == 32:
+            return row
+        if not self._is_delta:
+            return _rotated_quantised(row, self._bits) if self._is_rotated else _quantised(row, self._bits)
+        turn = _rotation(len(row), 32) if self._is_rotated else torch.eye(len(row)).double()
+        values = row.float().double() @ turn
+        gain, offset = (self._tables[name][self.block].double() for name in ("gain", "offset"))
+        predicted = offset + (gain * self._before[place] if self.block else 0)
+        if self._is_rotated:
+            spread = self._tables["spread"][self.block, 0].double()
+            arrived = predicted + _levels(values - predicted, spread, self._bits)
+        else:
+            arrived = predicted + _quantised(values - predicted, self._bits)
+        self._before[place] = arrived
+        return (arrived @ turn.T).to(row.dtype)
+
+
+def _rotation(width: int, longest: int) -> Tensor:
+    """(width, width): random signs, then Hadamard transforms of runs."""
+    run = min(width & -width, longest)
+    parity = [[(i & j).bit_count() % 2 for j in range(run)] for i in range(run)]
+    hadamard = (1 - 2 * torch.tensor(parity).double()) / math.sqrt(run)
+    signs = torch.randint(0, 2, (width,), generator=torch.Generator().manual_seed(20)) * 2.0 - 1.0
+    return signs.double()[:, None] * torch.block_diag(*[hadamard] * (width // run))
+
+
+def _levels(values: Tensor, spread: Tensor, bits: int) -> Tensor:
+    """The nearest of 2^bits levels, which lie halfway between multiples of Max's step."""
+    step = {8: 0.0308, 4: 0.3352, 3: 0.5860, 2: 0.9957, 1: 1.5958}[bits] * spread
+    half = 2 ** (bits - 1)
+    return (torch.floor(values / step).clamp(-half, half - 1) + 0.5) * step
+
+
+def _rotated_quantised(row: Tensor, bits: int) -> Tensor:
+    turn = _rotation(len(row), 128)
+    values = row.float().double() @ turn
+    return (_levels(values, values.square().mean().sqrt(), bits) @ turn.T).to(row.dtype)
 
 
 def _quantised(row: Tensor, bits: int) -> Tensor:

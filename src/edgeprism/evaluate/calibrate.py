@@ -47,23 +47,23 @@ def calibrate(
     for spec in specs:
         if not spec.needs_calibration:
             raise InputError(f"codec {spec} needs no calibration: use it as it is")
-    keepers = [_Keeper(spec, shares, num_samples, len(model.blocks)) for spec in specs]
+    # What is encoded is the same for all codecs that send the same of the same rows.
+    keepers = {_before_packing(spec): _Keeper(_before_packing(spec), shares, num_samples, model) for spec in specs}
     with torch.no_grad():
         for given in inputs:
             tokens = model.tokens(given)
             listened, rows, keys_values = _listening(model)
             run_local(listened, tokens)
-            for keeper in keepers:
+            for keeper in keepers.values():
                 keeper.take(tokens, rows if keeper.spec.travels == "rows" else keys_values)
             progress(tokens.batch)
         made = []
-        for keeper in keepers:
-            tables = fit_tables(
-                keeper.spec, keeper.rows(), [_metric(model, block, keeper.spec) for block in model.blocks]
-            )
+        for spec in specs:
+            keeper = keepers[_before_packing(spec)]
+            tables = fit_tables(spec, keeper.rows(), [_metric(model, block, spec) for block in model.blocks])
             made.append(
                 Calibration(
-                    codec=keeper.spec,
+                    codec=spec,
                     fingerprint=fingerprint,
                     tables=tables,
                     source={**(source or {}), "samples": num_samples, "vectors": keeper.num_vectors},
@@ -72,14 +72,18 @@ def calibrate(
     return made
 
 
-class _Keeper:
-    """Collects what one codec would encode: a share of each batch's tokens, the same ones in every block."""
+def _before_packing(spec: CodecSpec) -> CodecSpec:
+    return replace(spec, is_delta=False, is_rotated=False, bits=32, group=None)
 
-    def __init__(self, spec: CodecSpec, shares: Sequence[float], num_samples: int, num_blocks: int) -> None:
+
+class _Keeper:
+    """Collects what would be packed: a share of each batch's tokens, the same ones in every block. ``spec`` is the
+    codec without its packing."""
+
+    def __init__(self, spec: CodecSpec, shares: Sequence[float], num_samples: int, model: Model) -> None:
         self.spec, self.num_vectors = spec, 0
         self._shares, self._num_samples = shares, num_samples
-        self._reducing = replace(spec, is_delta=False, is_rotated=False, bits=32, group=None)
-        self._blocks: list[list[Tensor]] = [[] for _ in range(num_blocks)]
+        self._blocks: list[list[Tensor]] = [[] for _ in model.blocks]
         self._generator = torch.Generator().manual_seed(_SEED)
 
     def take(self, tokens: Tokens, blocks: Sequence[Tensor]) -> None:
@@ -89,9 +93,7 @@ class _Keeper:
             parts = [(0, tokens.num_tokens)]
         masks = [None if tokens.mask is None else tokens.mask[:, start:stop] for start, stop in parts]
         codecs = [
-            make_codec(
-                self._reducing, num_tokens=stop - start, mask=mask, width=blocks[0].shape[-1], dtype=blocks[0].dtype
-            )
+            make_codec(self.spec, num_tokens=stop - start, mask=mask, width=blocks[0].shape[-1], dtype=blocks[0].dtype)
             for (start, stop), mask in zip(parts, masks, strict=True)
         ]
         picked: Tensor | None = None
@@ -108,10 +110,8 @@ class _Keeper:
         self.num_vectors += len(picked)
 
     def rows(self) -> Iterable[Tensor]:
-        """What was kept of each block; each is given up when the next one is asked for."""
-        for index, kept in enumerate(self._blocks):
-            self._blocks[index] = []
-            yield torch.cat(kept)
+        """What was kept of each block."""
+        return map(torch.cat, self._blocks)
 
     def _pick(self, reduced: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
         """Numbers of the rows that stand for real tokens: as many of this batch as its share of all samples."""
