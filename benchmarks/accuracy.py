@@ -28,6 +28,11 @@ KEYS = ("kv:rot+int4", "kv:rot+int3")
 NUM_QUESTIONS = 8
 BEST = ("delta+rot+int4", "delta+pq:4", "delta+pq:8", "delta+pq:16")
 
+SHORT_WINDOW = ("--window", "64")
+"""Of the GPT-2, which is too small to make use of more: 256 tokens farther back do not lower its perplexity."""
+FOR_TEXT = ("--dtype", "bfloat16", "--batch", "16", "--lr", "1e-3", "--steps", "60")
+"""How it is fine-tuned, on its training text."""
+
 
 FOR_PICTURES = ("--dtype", "bfloat16", "--batch", "16", "--epochs", "3")
 """How the demo model is fine-tuned, on the training pictures but for the held-out ones."""
@@ -90,6 +95,26 @@ def smollm2() -> Path:
     return build()
 
 
+def gpt2() -> Path:
+    """A small GPT-2 trained on four of Austen's novels."""
+    from study.gpt2_novels import build
+
+    return build()
+
+
+def gpt2_for_means() -> Path:
+    """The same, fine-tuned on the same four for `means:8`; a few minutes."""
+    given = ("--dataset", "text", "--data", novels() / "train.txt", *SHORT_WINDOW, *FOR_TEXT)
+    return finetuned(gpt2(), "gpt2-austen-means8", "means:8", *given)
+
+
+def novels() -> Path:
+    """Those four and the two others: train.txt, valid.txt, test.txt."""
+    from study.novels import build
+
+    return build()
+
+
 def cloze() -> Path:
     """Questions about Austen's novels."""
     from study.cloze import build
@@ -141,6 +166,22 @@ CASES = {
         calibrate=("--split", "valid", "--limit", "24", "--batch", "2"),
         evaluate=("--limit", "40", "--batch", "2"),
         ways=(Way(codecs=("int8", "kv:int8", "kv:int4", *EIGHTH, *KEYS)),),
+    ),
+    "novels": Case(
+        build=gpt2,
+        data=novels,
+        dataset="text",
+        calibrate=("--split", "valid", "--limit", "200", "--batch", "32", *SHORT_WINDOW),
+        evaluate=("--split", "test", "--limit", "400", "--batch", "32", *SHORT_WINDOW),
+        ways=(Way(codecs=("int8", *EIGHTH, *SIXTEENTH, *SHORT, *KEYS)), *ELSEWHERE),
+    ),
+    "novels-finetuned": Case(
+        build=gpt2_for_means,
+        data=novels,
+        dataset="text",
+        calibrate=(),
+        evaluate=("--split", "test", "--limit", "400", "--batch", "32", *SHORT_WINDOW),
+        ways=(Way(codecs=("means:8",)),),
     ),
     "cloze-ne": cloze_case("ne", NUM_QUESTIONS),
     "cloze-cn": cloze_case("cn", NUM_QUESTIONS),

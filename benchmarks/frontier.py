@@ -34,10 +34,12 @@ TITLES = {
     "cifar10-finetuned": "demo ViT-S/14 fine-tuned for means:9.9, CIFAR-10 test, 500",
     "sst2": "MiniLM, SST-2 dev, 872",
     "wikitext2": "SmolLM2-135M, WikiText-2, 512 tokens",
+    "novels": "GPT-2 of 14 million, Persuasion, 64 tokens",
+    "novels-finetuned": "the same GPT-2, fine-tuned for `means:8`",
     "cloze-ne": "SmolLM2-135M, cloze questions on names",
     "cloze-cn": "SmolLM2-135M, cloze questions on nouns",
 }
-NOT_DRAWN = ("cifar10-finetuned", "cloze-ne", "cloze-cn")  # one row, or few questions
+NOT_DRAWN = ("cifar10-finetuned", "novels-finetuned", "cloze-ne", "cloze-cn")  # one codec, or few questions
 
 
 def main() -> int:

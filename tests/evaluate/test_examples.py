@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from edgeprism.errors import InputError, PlanError
+from edgeprism.evaluate.build import make_examples
 from edgeprism.evaluate.dataset import Dataset
 from edgeprism.evaluate.datasets.registry import load_dataset
-from edgeprism.evaluate.examples import Examples, endless
+from edgeprism.evaluate.examples import endless
+from edgeprism.evaluate.labelled import Labelled
 from edgeprism.evaluate.variants import vary
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec
@@ -30,10 +32,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def texts(root: Path, codec: str) -> Examples:
+def texts(root: Path, codec: str) -> Labelled:
     """The sentences for two devices."""
     spec = ModelSpec.from_directory(root / "bert")
-    return Examples(
+    return Labelled(
         load_dataset("sst2", split="train", data=root / "data"), root / "bert", spec, CodecSpec.parse(codec), 2
     )
 
@@ -41,7 +43,7 @@ def texts(root: Path, codec: str) -> Examples:
 def test_texts_of_a_batch_have_one_length(root: Path) -> None:
     """Nothing is padded, and every text takes part once in an epoch."""
     examples = texts(root, "int8")
-    assert examples.num_left_out == 0 and len(examples.indices) == len(SENTENCES)
+    assert not examples.notes and len(examples.indices) == len(SENTENCES)
     batches = examples.batches(examples.indices, 3, np.random.default_rng(0))
     assert sorted(index for batch in batches for index in batch) == list(examples.indices)
     for batch in batches:
@@ -54,7 +56,10 @@ def test_texts_too_short_for_the_codec_are_left_out(root: Path) -> None:
     """A device needs as many tokens as one mean stands for: four of eight, on two devices."""
     examples = texts(root, "means:4")
     assert [SENTENCES[index][0] for index in examples.indices] == [s for s, _ in SENTENCES if len(s.split()) >= 8]
-    assert examples.num_left_out == len(SENTENCES) - len(examples.indices) > 0
+    num_left_out = len(SENTENCES) - len(examples.indices)
+    assert num_left_out and examples.notes == (
+        f"{num_left_out} texts are too short for codec means:4 and are left out",
+    )
     with pytest.raises(PlanError, match="too short for codec means:20"):
         texts(root, "means:20")
 
@@ -80,15 +85,19 @@ def test_data_that_cannot_be_used(root: Path) -> None:
     """Another kind of input, no labels, labels that the head does not have: said in one line each."""
     spec = ModelSpec.from_directory(root / "bert")
 
-    def examples(**changes: Any) -> Examples:
+    def examples(**changes: Any) -> Labelled:
         given = {"kind": "texts", "inputs": [("a cat",)], "targets": np.zeros(1, np.int64), "labels": ("bad", "good")}
         data = Dataset(name="d", split="train", **{**given, **changes})
-        return Examples(data, root / "bert", spec, CodecSpec(), 2)
+        made = make_examples(data, root / "bert", spec, CodecSpec(), 2, window=16)
+        assert isinstance(made, Labelled)
+        return made
 
     with pytest.raises(InputError, match="classifies pictures; BertForSequenceClassification is none"):
         examples(kind="pictures")
-    with pytest.raises(InputError, match="no data set for classifiers"):
-        examples(kind="stream")
+    with pytest.raises(InputError, match="needs a causal language model; BertForSequenceClassification is none"):
+        examples(kind="stream", inputs=["a cat"])
+    with pytest.raises(InputError, match="d has questions; finetune takes labelled inputs, or running text"):
+        examples(kind="cloze")
     with pytest.raises(InputError, match="has no labels"):
         examples(targets=None)
     with pytest.raises(InputError, match="it has no bad, good"):
@@ -103,7 +112,7 @@ def test_targets_are_outputs_of_the_head(tmp_path: Path) -> None:
         labels=("bad", "good"),
     )  # fmt: skip
     spec = ModelSpec.from_directory(tmp_path / "bert")
-    _, targets = Examples(data, tmp_path / "bert", spec, CodecSpec(), 2).batch([0, 1])
+    _, targets = Labelled(data, tmp_path / "bert", spec, CodecSpec(), 2).batch([0, 1])
     assert targets.tolist() == [1, 0]
 
 

@@ -166,3 +166,19 @@ def test_imagenet_with_the_devkit(tmp_path: Path) -> None:
     (data / "meta.mat").write_bytes(b"no matlab")
     with pytest.raises(InputError, match=r"meta.mat: no MATLAB file"):
         load_dataset("imagenet", data=tmp_path)
+
+
+def test_running_text(tmp_path: Path) -> None:
+    """A file; or the files of a folder, in the order that people count, or one of them by its name."""
+    for name, text in (("part10.txt", "ten"), ("part9.txt", "nine"), ("test.txt", "scored"), ("notes.md", "none")):
+        (tmp_path / name).write_text(text)
+    dataset = load_dataset("text", data=tmp_path)
+    assert (dataset.kind, dataset.metrics) == ("stream", ("perplexity",))
+    assert dataset.inputs == ["nine\n\nten\n\nscored"]
+    assert load_dataset("text", data=tmp_path, split="test").inputs == ["scored"]
+    assert load_dataset("text", data=tmp_path / "notes.md").inputs == ["none"]
+    with pytest.raises(InputError, match=r"has no text .train. in it; running text is a file"):
+        load_dataset("text", data=tmp_path, split="train")
+    (tmp_path / "part9.txt").write_bytes(b"good\n\xff")
+    with pytest.raises(InputError, match=r"part9.txt, line 2: it is not UTF-8"):
+        load_dataset("text", data=tmp_path)

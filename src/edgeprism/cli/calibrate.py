@@ -31,7 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
     parser.add_argument("--codec", required=True, metavar="C[,C...]", help="such as delta+rot+int4,delta+pq:16")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="such as cifar10, sst2, wikitext2, pictures")
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME", help="such as cifar10, sst2, wikitext2, text, pictures"
+    )
     parser.add_argument("--data", type=Path, metavar="PATH", help="file or folder that holds the data")
     parser.add_argument("--split", help="part of the data set (default: train, where there is one)")
     parser.add_argument(
@@ -39,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--batch", type=int, default=DEFAULT_BATCH, metavar="B", help="inputs in a pass (default: 16)")
     parser.add_argument(
-        "--window", type=int, default=DEFAULT_WINDOW, metavar="N", help="tokens of a window of WikiText (default: 512)"
+        "--window", type=int, default=DEFAULT_WINDOW, metavar="N", help="tokens of a window of text (default: 512)"
     )
     parser.add_argument(
         "--devices", type=int, default=DEFAULT_DEVICES, metavar="P", help="matters to codecs with means (default: 2)"

@@ -47,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
     parser.add_argument(
-        "--dataset", required=True, metavar="NAME", help="such as cifar10, sst2, cbt-cn, wikitext2, pictures, csv"
+        "--dataset", required=True, metavar="NAME", help="such as cifar10, sst2, cbt-cn, wikitext2, text, pictures, csv"
     )
     parser.add_argument("--codec", required=True, metavar="C[,C...]", help="what travels, like means:9.9,int8")
     parser.add_argument("--devices", type=int, metavar="P", help="devices that share the tokens evenly (default: 2)")
@@ -60,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--batch", type=int, default=DEFAULT_BATCH, metavar="B", help="inputs in one pass (default: 16)"
     )
     parser.add_argument(
-        "--window", type=int, default=DEFAULT_WINDOW, metavar="N", help="tokens of a window of WikiText (default: 512)"
+        "--window", type=int, default=DEFAULT_WINDOW, metavar="N", help="tokens of a window of text (default: 512)"
     )
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as the model is stored)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if a kernel runs there, else cpu)")

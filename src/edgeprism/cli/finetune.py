@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli import finetune_options
-from edgeprism.cli.bar import say
+from edgeprism.cli.bar import quiet, say
 from edgeprism.cli.source import config_directory
 from edgeprism.errors import InputError
 from edgeprism.need_torch import need_torch
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 RATES = {"low-rank": 1.5e-4, "full": 2e-5}
 """Default peak learning rates."""
-MOST_HELD_OUT = 500
 WARMUP = 0.05  # of the steps
 PERIOD_S = 10.0
 
@@ -50,16 +49,17 @@ def execute(args: argparse.Namespace) -> int:
     spec = ModelSpec.from_directory(directory)
     say("loading torch and the model")
     need_torch()
+    from edgeprism.evaluate.build import make_examples
     from edgeprism.evaluate.datasets.registry import load_dataset, training_split
-    from edgeprism.evaluate.examples import Examples
     from edgeprism.evaluate.write_model import check_output
 
     check_output(args.output)
     checkpoint = _checkpoint(args)
     data = load_dataset(args.dataset, split=training_split(args.dataset), data=args.data)
-    examples = Examples(data, directory, spec, codec, args.devices)
-    if examples.num_left_out:
-        say(f"{examples.num_left_out} texts are too short for codec {codec} and are left out")
+    quiet()
+    examples = make_examples(data, directory, spec, codec, args.devices, args.window)
+    for note in examples.notes:
+        say(note)
     document = _train(args, examples, checkpoint)
     print(json.dumps(document, indent=2) if args.json else _summary(document), flush=True)
     return 0
@@ -77,8 +77,8 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
 
     codec = CodecSpec.parse(args.codec)
     tables = find(args.model, [codec], args.calibration).get(str(codec))
-    indices, held_out = _divide(examples.indices[: args.limit], args.hold_out)
-    settings = _settings(args, sum(1 for _ in examples.batches(indices, args.batch)), is_pictures=examples.is_pictures)
+    indices, held_out = _divide(examples.indices[: args.limit], args.hold_out, examples.most_held_out)
+    settings = _settings(args, examples, indices)
     student: Any = load_pretrained(args.model)
     examples.check_head(student.config)
     stored_dtype = student.dtype
@@ -92,6 +92,7 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
         "dataset": args.dataset,
         "num_examples": len(indices),
         "fingerprint": fingerprint(directory_of(args.model)),
+        **examples.about,
     }
     trainer = Trainer(student, teacher, examples, indices, settings, source, tables)
     if args.resume:
@@ -113,7 +114,7 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
         "device": device,
         "torch": torch.__version__,
         "duration_s": round(duration_s, 1),
-        "held_out": {"num_inputs": len(held_out), "measure": _measure(model), **before, **after},
+        "held_out": {"num_inputs": len(held_out), "measure": examples.measure, **before, **after},
     }
     model.to(stored_dtype).cpu()
     write_model(model, directory_of(args.model), args.output, document)
@@ -124,31 +125,32 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
     return document
 
 
-def _divide(indices: list[int], num_held_out: int | None) -> tuple[list[int], list[int]]:
+def _divide(indices: list[int], num_held_out: int | None, most: int) -> tuple[list[int], list[int]]:
     """Examples to train on, and the last ones, which are not."""
     if num_held_out is None:
-        num_held_out = min(MOST_HELD_OUT, len(indices) // 10)
+        num_held_out = min(most, len(indices) // 10)
     if num_held_out >= len(indices):
         raise InputError(f"--hold-out {num_held_out} leaves none of the {len(indices)} inputs to train on")
     cut = len(indices) - num_held_out
     return indices[:cut], indices[cut:]
 
 
-def _settings(args: argparse.Namespace, num_batches: int, *, is_pictures: bool) -> Settings:
+def _settings(args: argparse.Namespace, examples: Examples, indices: list[int]) -> Settings:
     from edgeprism.evaluate.finetune import Settings
 
-    num_steps = args.steps or max(1, round(args.epochs * num_batches))
+    batch_size = args.batch or examples.default_batch
+    num_steps = args.steps or max(1, round(args.epochs * len(examples.batches(indices, batch_size))))
     return Settings(
         codec=str(CodecSpec.parse(args.codec)),
         num_devices=args.devices,
         num_steps=num_steps,
-        batch_size=args.batch,
+        batch_size=batch_size,
         learning_rate=args.lr or RATES["full" if args.full else "low-rank"],
         rank=0 if args.full else args.rank,
         loss=args.loss,
         dtype=args.dtype,
         seed=args.seed,
-        varies=is_pictures and args.loss == "distil" and not args.no_vary,
+        varies=examples.can_vary and args.loss == "distil" and not args.no_vary,
         num_warmup_steps=round(WARMUP * num_steps),
     )
 
@@ -157,15 +159,14 @@ def _scores(
     model: Any, examples: Examples, held_out: list[int], settings: Settings, tables: Calibration | None, *, names: Any
 ) -> dict[str, float]:
     """How the model does on held-out inputs, on one device and through the codec, under these names."""
-    from edgeprism.evaluate.finetune import score
     from edgeprism.evaluate.trainable import with_codec, without_codec
 
     if not held_out:
         return {}
     say(f"scoring {len(held_out)} held-out inputs")
-    alone = score(model, examples, held_out, settings.dtype)
+    alone = examples.score(model, held_out, settings.dtype)
     with_codec(model, settings.codec, settings.num_devices, calibration=tables)
-    divided = score(model, examples, held_out, settings.dtype)
+    divided = examples.score(model, held_out, settings.dtype)
     without_codec(model)
     return {names[0]: alone, names[1]: divided}
 
@@ -217,10 +218,6 @@ def _device(name: str | None) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device here; use --device cpu")
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _measure(model: Any) -> str:
-    return "mean squared error" if model.config.num_labels == 1 else "accuracy"
 
 
 def _summary(document: dict[str, Any]) -> str:

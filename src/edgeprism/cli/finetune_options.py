@@ -15,9 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
     parser.add_argument(
-        "--dataset", required=True, metavar="NAME", help="such as cifar10, sst2, pictures; its training part is used"
+        "--dataset",
+        required=True,
+        metavar="NAME",
+        help="such as cifar10, sst2, wikitext2, text; its training part is used",
     )
-    parser.add_argument("--data", type=Path, metavar="PATH", help="folder that holds the data")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="file or folder that holds the data")
+    parser.add_argument(
+        "--window", type=int, default=512, metavar="N", help="tokens of an input, of running text (default: 512)"
+    )
     parser.add_argument("--codec", required=True, metavar="C", help="what will travel, like means:9.9")
     parser.add_argument("--devices", type=int, default=2, metavar="P", help="devices that share tokens (default: 2)")
     parser.add_argument(
@@ -33,13 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--loss",
         choices=("distil", "task"),
         default="distil",
-        help="learn the model's own answers on one device, which takes no labels, or the labels (default: distil)",
+        help="learn the model's own answers on one device, which takes no labels, or labels or next tokens "
+        "(default: distil)",
     )
     parser.add_argument("--full", action="store_true", help="train every weight, not low-rank changes of them")
     parser.add_argument("--rank", type=int, default=16, metavar="R", help="rank of the changes (default: 16)")
     parser.add_argument("--epochs", type=float, default=1.0, metavar="E", help="passes over the data (default: 1)")
     parser.add_argument("--steps", type=int, metavar="N", help="batches to train on, instead of --epochs")
-    parser.add_argument("--batch", type=int, default=32, metavar="B", help="inputs in one step (default: 32)")
+    parser.add_argument(
+        "--batch", type=int, metavar="B", help="inputs in one step (default: 32, of running text 4 windows)"
+    )
     parser.add_argument("--lr", type=float, help="peak learning rate (default: 1.5e-4, with --full 2e-5)")
     parser.add_argument("--seed", type=int, default=0, help="of order, initial adaptors and dropout (default: 0)")
     parser.add_argument("--no-vary", action="store_true", help="under distil: do not crop and flip pictures at random")
@@ -48,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hold-out",
         type=int,
         metavar="N",
-        help="keep the last N of them out of training, and score them before and after (default: a tenth, 500 at most)",
+        help="keep the last N of them out of training, and score them before and after (default: a tenth, at most 500, "
+        "or 50 windows)",
     )
     parser.add_argument("--dtype", default="float32", help="that products are computed in: float32 or bfloat16")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one, else cpu)")
@@ -61,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> CodecSpec:
     """The codec; InputError for a value that cannot be used."""
-    for name in ("rank", "steps", "batch", "limit", "checkpoint_every"):
+    for name in ("window", "rank", "steps", "batch", "limit", "checkpoint_every"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")

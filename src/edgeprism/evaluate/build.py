@@ -1,4 +1,4 @@
-"""From a data set and a model directory to the task that asks the one of the other."""
+"""From a data set and a model directory to what asks the one of the other, or trains the one on the other."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprism.errors import PlanError
+from edgeprism.errors import InputError, PlanError
 from edgeprism.evaluate.classify import Pictures, StandsFor, Texts
 from edgeprism.evaluate.dataset import Dataset
+from edgeprism.evaluate.examples import Examples
+from edgeprism.evaluate.labelled import Labelled
 from edgeprism.evaluate.language import ClozeQuestions, Stream
 from edgeprism.evaluate.task import Task
+from edgeprism.evaluate.windows import Windows
+from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec
 from edgeprism.strategies.sequence.partition import token_bounds
 from edgeprism.tasks.inputs import load_tokenizer, prepare_pictures_with
@@ -48,6 +52,20 @@ def make_task(
         return Stream(dataset, tokenizer, spec, window=settings.window, last_start=start, limit=settings.limit)
     one_at_a_time = spec.is_causal and config.pad_token_id is None  # transformers takes no batch then
     return Texts(dataset, stands_for, tokenizer, spec, accepts, one_at_a_time=one_at_a_time)
+
+
+def make_examples(
+    data: Dataset, directory: Path, spec: ModelSpec, codec: CodecSpec, num_devices: int, window: int
+) -> Examples:
+    """What to train the model on, to answer through ``codec``; ``window``: tokens of an input, where the data is a
+    running text. InputError for what the model cannot be trained on."""
+    if data.kind == "cloze":
+        raise InputError(
+            f"{data.name} has questions; finetune takes labelled inputs, or running text such as wikitext2"
+        )
+    if data.kind == "stream":
+        return Windows(data, directory, spec, codec, num_devices, window)
+    return Labelled(data, directory, spec, codec, num_devices)
 
 
 def _last_start(num_tokens: int, shares: tuple[float, ...]) -> int:

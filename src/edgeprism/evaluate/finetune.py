@@ -1,14 +1,14 @@
 """Trains a model with a codec in its forward pass, so that it answers through the codec as it did without.
 
 The student computes what the devices would (`trainable`). It learns the answers of the same model on one device
-(distillation, Hinton et al., 2015: no labels are needed, and pictures may be varied freely) or the labels. A step
-depends on the settings, its number and what the steps before it left, on nothing else: a run that was broken off goes
-on from its checkpoint to the same weights, bit for bit, on the same machine.
+(distillation, Hinton et al., 2015: no labels are needed, and pictures may be varied freely) or the targets: labels, or
+the next tokens of a text. What an input is, and what its loss, `examples` says. A step depends on the settings, its
+number and what the steps before it left, on nothing else: a run that was broken off goes on from its checkpoint to the
+same weights, bit for bit, on the same machine.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 from collections.abc import Callable
@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from edgeprism.codecs.calibration import Calibration
@@ -27,7 +25,6 @@ from edgeprism.evaluate.examples import Examples, Indices, endless
 from edgeprism.evaluate.low_rank import adapt, merge
 from edgeprism.evaluate.trainable import with_codec, without_codec
 from edgeprism.evaluate.variants import vary
-from edgeprism.tasks.inputs import Batch
 
 Loss = Literal["distil", "task"]
 OnStep = Callable[[int, float], object]
@@ -58,7 +55,7 @@ class Trainer:
     """The student, its teacher, its optimiser, and how far it got.
 
     ``student`` and ``teacher`` are two copies of one model in float32, the student wrapped by nobody yet; there is no
-    teacher where the labels are learned. ``indices`` are the examples to train on.
+    teacher where the targets are learned. ``indices`` are the examples to train on.
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class Trainer:
         if settings.rank:
             # A teacher's answers are its rows through this very head, so it stays. Trained as well, it did harm: the
             # demo model's divergence after 40 steps was 0.052 (0.078 before), and 0.049 with its first head put back.
-            adapt(student, settings.rank, trains_head=teacher is None)
+            adapt(student, settings.rank, trains_head=teacher is None and examples.trains_head)
         with_codec(student, settings.codec, settings.num_devices, calibration=calibration)
         self._trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
         matrices = [p for p in self._trained.values() if p.ndim > 1]
@@ -157,7 +154,14 @@ class Trainer:
             generator = torch.Generator().manual_seed(_seed_of(settings.seed, step))
             inputs["pixel_values"] = vary(inputs["pixel_values"], generator)
         inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        loss = self._loss(inputs, targets.to(device))
+        loss = self._examples.loss(
+            self._student,
+            self._teacher,
+            inputs,
+            targets.to(device),
+            dtype=settings.dtype,
+            temperature=settings.temperature,
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained.values(), settings.max_gradient_norm)
         for group in self._optimiser.param_groups:
@@ -166,20 +170,6 @@ class Trainer:
         self._optimiser.zero_grad()
         return float(loss.detach())
 
-    def _loss(self, inputs: Batch, targets: Tensor) -> Tensor:
-        logits = logits_of(self._student, inputs, self._settings.dtype)
-        if self._teacher is None:
-            return (
-                F.mse_loss(logits[:, 0], targets.float()) if logits.shape[1] == 1 else F.cross_entropy(logits, targets)
-            )
-        with torch.no_grad():
-            wanted = logits_of(self._teacher, inputs, self._settings.dtype)
-        if logits.shape[1] == 1:
-            return F.mse_loss(logits, wanted)
-        softness = self._settings.temperature
-        student, teacher = (F.log_softmax(x / softness, dim=-1) for x in (logits, wanted))
-        return softness**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
     def _learning_rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to zero."""
         settings = self._settings
@@ -187,27 +177,6 @@ class Trainer:
             return settings.learning_rate * (step + 1) / settings.num_warmup_steps
         rest = (step - settings.num_warmup_steps) / max(1, settings.num_steps - settings.num_warmup_steps)
         return settings.learning_rate * (1 + math.cos(math.pi * rest)) / 2
-
-
-def logits_of(model: PreTrainedModel, inputs: Batch, dtype: str) -> Tensor:
-    """Logits in float32 of a forward pass whose products are computed in ``dtype``."""
-    kind = model.device.type
-    if "token_type_ids" not in inspect.signature(model.forward).parameters:  # some tokenizers give them to any model
-        inputs = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
-    with torch.autocast(kind, dtype=getattr(torch, dtype), enabled=dtype != "float32"):
-        return model(**inputs).logits.float()  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def score(model: PreTrainedModel, examples: Examples, indices: Indices, dtype: str, batch_size: int = 32) -> float:
-    """Share of the examples whose largest logit is at their label; of a regression the mean squared error."""
-    total = 0.0
-    for part in examples.batches(indices, batch_size):
-        inputs, targets = examples.batch(part)
-        logits = logits_of(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, dtype).cpu()
-        right = logits.argmax(1) == targets if logits.shape[1] > 1 else (logits[:, 0] - targets).square()
-        total += float(right.sum())
-    return total / len(indices)
 
 
 def _seed_of(seed: int, step: int) -> int:

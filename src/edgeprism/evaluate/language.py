@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from edgeprism.errors import InputError
@@ -30,6 +31,22 @@ def losses_of(logits: Tensor, ids: Tensor) -> Tensor:
     return (rows.logsumexp(-1) - rows.gather(-1, true)[..., 0]).cpu()
 
 
+def cut_windows(
+    dataset: Dataset, tokenizer: Any, spec: ModelSpec, *, window: int, last_start: int
+) -> Int[Tensor, "windows tokens"]:
+    """A running text in ids, cut into windows one after the other; what is left at its end is dropped. InputError where
+    there is no window, or the last partition, which begins at ``last_start``, predicts nothing."""
+    if not 2 <= window <= spec.max_tokens:
+        raise InputError(f"--window must be from 2 to this model's {spec.max_tokens} tokens, not {window}")
+    if last_start > window - 2:
+        raise InputError(f"the last partition of {window} tokens begins at {last_start}: it predicts none of its own")
+    ids = tokenizer(dataset.inputs[0], add_special_tokens=False)["input_ids"]
+    count = len(ids) // window
+    if not count:
+        raise InputError(f"{dataset.name} {dataset.split} has {len(ids)} tokens, less than one window of {window}")
+    return torch.tensor(ids[: count * window]).reshape(count, window)
+
+
 class Stream(Task):
     """A running text in windows of equal length; an input is a window.
 
@@ -40,18 +57,8 @@ class Stream(Task):
     def __init__(
         self, dataset: Dataset, tokenizer: Any, spec: ModelSpec, *, window: int, last_start: int, limit: int | None
     ) -> None:
-        if not 2 <= window <= spec.max_tokens:
-            raise InputError(f"--window must be from 2 to this model's {spec.max_tokens} tokens, not {window}")
-        if last_start > window - 2:
-            raise InputError(
-                f"the last partition of {window} tokens begins at {last_start}: it predicts none of its own"
-            )
-        ids = tokenizer(dataset.inputs[0], add_special_tokens=False)["input_ids"]
-        count = len(ids) // window
-        if not count:
-            raise InputError(f"{dataset.name} {dataset.split} has {len(ids)} tokens, less than one window of {window}")
-        count = count if limit is None else min(count, limit)
-        self._windows = torch.tensor(ids[: count * window]).reshape(count, window)
+        self._windows = cut_windows(dataset, tokenizer, spec, window=window, last_start=last_start)[:limit]
+        count = len(self._windows)
         self._first = last_start  # the row that predicts token first + 1
         self._max_batch = max(1, MAX_LOGITS // (window * max(1, spec.vocab_size)))
         self.num_inputs = self.num_samples = count

@@ -77,8 +77,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "pictures": Entry(module="folder", splits=("all",)),
     "csv": Entry(module="table", splits=("all",)),
+    "text": Entry(module="text", splits=("all", "train", "valid", "test")),
 }
-OWN = ("pictures", "csv")
+OWN = ("pictures", "csv", "text")
 """The user's own files: these need --data."""
 
 

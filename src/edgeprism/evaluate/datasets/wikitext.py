@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeprism.errors import InputError
-from edgeprism.evaluate.dataset import Dataset, wrong
+from edgeprism.evaluate.dataset import Dataset
+from edgeprism.evaluate.datasets.text import read_text
 
 FORMATS = "WikiText is a folder with wiki.valid.raw or wiki.valid.tokens, or one file of text"
 
@@ -19,13 +19,5 @@ def load(path: Path, name: str, split: str) -> Dataset | None:
     files = [path] if path.is_file() else [path / name for name in names if (path / name).is_file()]
     if not files:
         return None
-    try:
-        text = files[0].read_bytes().decode("utf-8")
-    except UnicodeDecodeError as exc:
-        line = files[0].read_bytes()[: exc.start].count(b"\n") + 1
-        raise wrong(files[0], "it is not UTF-8", line=line) from exc
-    except OSError as exc:
-        raise InputError(f"{files[0]} cannot be read: {exc.strerror or exc}") from exc
-    if not text.strip():
-        raise wrong(files[0], "it is empty")
+    text = read_text(files[0])
     return Dataset(name=name, split=split, kind="stream", inputs=[text], targets=None, metrics=("perplexity",))
