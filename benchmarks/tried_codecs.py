@@ -52,6 +52,8 @@ SHIPPED = (
     "delta+rot+int4",
     "delta+rot+int2",
 )
+PREDICTION = "delta+int4"
+"""Whose tables predict rows as they come, as a sketch does; those of delta+rot predict rotated values."""
 Rows = tuple[Tensor, Tensor | None]
 Reduce = Callable[[Tensor], Rows]
 """Rows (batch, tokens, width) to fewer rows and how many tokens each stands for."""
@@ -193,7 +195,7 @@ def sketches(
         return PartitionCodec(None, MixedBits(width, 2), num_tokens, None)
 
     def mixed_differences(spec: CodecSpec, *, num_tokens: int, width: int, dtype: torch.dtype, **_: Any) -> Codec:
-        tables = calibrations["delta+rot+int2"].ready
+        tables = calibrations[PREDICTION].ready
         inner = MixedBits(width, 2)
         pack = Difference(inner, gains=tables["gain"], offsets=tables["offset"], dtype=dtype)
         return PartitionCodec(None, pack, num_tokens, None)
@@ -245,7 +247,7 @@ def run(
     batches = [prepare(pictures[i : i + BATCH]) for i in range(0, num_calibration, BATCH)]
     specs = [CodecSpec.parse(text) for text in (*(f"means:{rate}" for rate in rates), *SHIPPED)]
     model = load_pretrained(str(directory), dtype=torch.float32)
-    need = [spec for spec in specs if spec.needs_calibration]
+    need = [spec for spec in (*specs, CodecSpec.parse(PREDICTION)) if spec.needs_calibration]
     tables = calibrate(adapt(model), batches, need, (0.5, 0.5), num_samples=num_calibration)
     calibrations = {str(one.codec): one for one in tables}
     pictures, labels = pictures[-num_pictures:], torch.from_numpy(dataset.targets[-num_pictures:])

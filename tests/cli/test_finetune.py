@@ -112,6 +112,33 @@ def test_goes_on_to_the_same_bits(
     assert not (tmp_path / "parts.checkpoint").exists()
 
 
+def test_other_tables_are_another_run(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint that was made with one calibration does not go on with another."""
+    files = []
+    for limit in ("4", "12"):
+        data = ("--dataset", "cifar10", "--data", str(root / "data"), "--limit", limit, "--json")
+        made = main(["calibrate", str(root / "vit"), "--codec", "delta+int4", *data, "--out", str(tmp_path / limit)])
+        assert made == 0
+        files.append(json.loads(capsys.readouterr().out)["calibrations"][0]["file"])
+    step = Trainer._step
+
+    def breaks(self: Trainer, number: int, indices: Any) -> float:
+        if number == 3:
+            raise _BrokenOffError
+        return step(self, number, indices)
+
+    options = ("--codec", "delta+int4", "--calibration")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", breaks)
+        with pytest.raises(_BrokenOffError):
+            finetune(root, tmp_path / "out", *options, files[0])
+    assert finetune(root, tmp_path / "out", *options, files[1], "--resume") == 2
+    assert "was made with other settings: calibration" in capsys.readouterr().err
+    assert finetune(root, tmp_path / "out", *options, files[0], "--resume") == 0
+
+
 def test_the_codec_costs_less_afterwards(root: Path, tmp_path: Path) -> None:
     """Distilled, a model answers through the codec more nearly as it did without."""
     assert finetune(root, tmp_path / "out", "--steps", "40", "--lr", "1e-3", "--no-vary", "--batch", "8") == 0

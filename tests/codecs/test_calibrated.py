@@ -15,7 +15,8 @@ from edgeprism.codecs.bits import pack_bits, unpack_bits
 from edgeprism.codecs.calibration import SCHEMA_VERSION, Calibration
 from edgeprism.codecs.codec import make_codec
 from edgeprism.codecs.fit import fit_tables
-from edgeprism.codecs.rotation import Rotation
+from edgeprism.codecs.product import nearest
+from edgeprism.codecs.rotation import Rotation, hadamard, random_signs
 from edgeprism.codecs.size import packed_width
 from edgeprism.errors import EdgeprismError, InputError, PlanError
 from edgeprism.specs.codec import CodecSpec
@@ -76,6 +77,41 @@ def test_each_stage_lowers_the_error() -> None:
     assert errors["pq:4"] < 0.5 * errors["rot+int2"]
     assert errors["delta+pq:4"] < errors["pq:4"]
     assert errors["delta+pq:4"] < errors["delta+pq:8"]
+
+
+@pytest.mark.parametrize("times", [1.0, 30.0, 1000.0])
+def test_the_nearest_codeword_is_found_beside_a_long_one(times: float) -> None:
+    """One codeword, and one vector, that are many times longer than the others hide no distance."""
+    generator = torch.Generator().manual_seed(0)
+    vectors, books = (torch.randn(3, 256, 8, generator=generator) for _ in range(2))
+    books[0, 7] = vectors[0, 5] = times * torch.ones(8)
+    wanted = torch.cdist(vectors.double(), books.double())
+    found = nearest(vectors, books)
+    assert found[0, 5] == 7
+    reached = wanted.gather(2, found.long()[..., None])[..., 0]
+    assert torch.allclose(reached, wanted.amin(-1), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("text", ["rot+int4", "delta+rot+int2"])
+def test_defaults_of_torch_do_not_matter(text: str) -> None:
+    """A rotation that is first made while torch's default is float64 is that of every other process."""
+    rows, spec = related_rows(300, 40), CodecSpec.parse(text)
+    parts = codec_of(text, 300, 40).encode(rows[0][None], 0)
+    calibration = calibration_of(spec, 40)
+    hadamard.cache_clear()
+    random_signs.cache_clear()
+    try:
+        torch.set_default_dtype(torch.float64)
+        again = make_codec(
+            spec, num_tokens=300, mask=None, width=40, dtype=torch.float32,
+            calibration=None if calibration is None else Calibration(
+                codec=spec, fingerprint="", tables=calibration.tables
+            ),
+        )  # fmt: skip
+        parts_again = again.encode(rows[0][None], 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(parts, parts_again, strict=True))
 
 
 def test_sender_and_receiver_of_a_difference_are_apart() -> None:
@@ -142,7 +178,25 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         {"gain": torch.ones(2)},
         {"gain": torch.full((NUM_BLOCKS, 32), float("nan"))},
         {"more": torch.ones(1)},
+        {"gain": torch.ones(NUM_BLOCKS, 32).to(torch.float8_e4m3fn)},
+        {"spread": torch.zeros(NUM_BLOCKS, 1, 32)},
     ):
         save_file({**calibration.tables, **change}, path, {**labels, "schema_version": str(SCHEMA_VERSION)})
         with pytest.raises(InputError, match="tables of codec"):
             Calibration.read(path)
+    for source in ("[1]", "[" * 100_000):
+        save_file(dict(calibration.tables), path, {**labels, "schema_version": str(SCHEMA_VERSION), "source": source})
+        with pytest.raises(InputError, match="cannot be read as a calibration"):
+            Calibration.read(path)
+
+
+def test_calibrated_spreads_clip() -> None:
+    """As the page on codecs says: of rows ten times as long as the calibrated ones most is lost, without tables not."""
+    rows = related_rows(400, 32)
+    lost = {}
+    for text in ("rot+int2", "delta+rot+int2"):
+        codec = codec_of(text, 400, 32)
+        long = 10 * rows[0][None]
+        decoded, _ = codec.decode(codec.encode(long, 0), 0)
+        lost[text] = float((decoded - long).square().mean() / long.square().mean())
+    assert lost["rot+int2"] < 0.2 and lost["delta+rot+int2"] > 0.5

@@ -173,7 +173,8 @@ def test_large_tables_travel_in_pieces() -> None:
     assert len(buffers) > 6 and max(buffer.data.nbytes for buffer in buffers) <= 2**20
     again = tables_received(json.loads(json.dumps(meta)), [torch.from_numpy(buffer.data) for buffer in buffers])
     assert all(torch.equal(again[str(spec)].tables[name], table) for name, table in tables.items())
-    for broken in ([], [{"codec": "x", "tables": {}}], [{"codec": str(spec), "tables": {"gain": -1}}], [[]], 7):
+    wrong_counts = [[{"codec": str(spec), "tables": {"gain": count}}] for count in (-1, float("inf"))]
+    for broken in ([], [{"codec": "x", "tables": {}}], *wrong_counts, [[]], 7):
         with pytest.raises(FrameError, match="cannot be used"):
             tables_received(broken, [torch.ones(1)])
     with pytest.raises(InputError, match="fewer codecs"):

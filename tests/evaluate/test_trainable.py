@@ -19,6 +19,7 @@ from edgeprism.evaluate.trainable import with_codec, without_codec
 from edgeprism.models.registry import ADAPTORS
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan
+from tests.codecs.calibrated import calibration_of
 from tests.families import difference, example, expected, is_text, make, padded
 
 CODECS = ("exact", "means:4", "means:L=2+int8", "kv:int4", "kv:means:2")
@@ -190,6 +191,29 @@ def test_checkpointed_gradients_and_autocast(architecture: str) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0
     torch.testing.assert_close(gradient(), plain)
+
+
+def test_a_difference_is_not_computed_backwards() -> None:
+    """Checkpointing that is turned on after wrapping would predict from a later block: refused, not wrong."""
+    model = make("ViTModel")
+    width = model.config.hidden_size
+    calibration = calibration_of(CodecSpec.parse("delta+rot+int2"), width)
+    model = with_codec(model, "delta+rot+int2", 2, calibration=calibration).train()
+    name = "activation_checkpointing_enable"  # since 5.21
+    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
+    with pytest.raises(InputError, match="turn gradient checkpointing off"):
+        model(**example("ViTModel")).last_hidden_state.sum().backward()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tables_follow_a_model_to_its_device() -> None:
+    """A model that was wrapped on the CPU and then moved computes there as it did."""
+    model, inputs = make("ViTModel"), example("ViTModel")
+    spec = CodecSpec.parse("delta+rot+int4")
+    with_codec(model, spec, 2, calibration=calibration_of(spec, model.config.hidden_size))
+    wanted = expected(model, inputs)["last_hidden_state"]
+    moved = expected(model.to("cuda"), {name: tensor.to("cuda") for name, tensor in inputs.items()})
+    torch.testing.assert_close(moved["last_hidden_state"].cpu(), wanted, rtol=1e-2, atol=1e-2)
 
 
 def test_undone_without_a_trace() -> None:

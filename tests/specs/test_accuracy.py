@@ -74,6 +74,8 @@ def test_other_tables_are_another_measurement() -> None:
         ({"num_inputs": 5.5}, "num_inputs must be a whole number"),
         ({"num_alone": 501}, "501 of 500 inputs cannot be"),
         ({"exact": "high"}, "exact must be a number"),
+        ({"low": -(10**400)}, "low must be a number"),
+        ({"metric": "perplexity", "exact": 0}, "a perplexity, must be above 0"),
         ({"value": float("nan")}, "value must be a number"),
         ({"low": 0.5}, "an interval from 0.5 to 0.001"),
         ({"agreement": 1.5}, "agreement must lie between 0 and 1"),

@@ -36,6 +36,7 @@ from edgeprism.specs.codec import CodecSpec
 
 SCHEMA_VERSION = 2
 _FORMAT = "edgeprism-calibration"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,10 @@ class Calibration:
             raise InputError(f"tables of codec {self.codec} must be {wanted} (dimensions), not {given}")
         if len({table.shape[0] for table in self.tables.values()}) != 1:
             raise InputError(f"tables of codec {self.codec} are for different numbers of blocks")
-        if any(not table.is_floating_point() or not table.isfinite().all() for table in self.tables.values()):
+        if any(table.dtype not in _DTYPES or not table.isfinite().all() for table in self.tables.values()):
             raise InputError(f"tables of codec {self.codec} hold values that are no finite numbers")
+        if "spread" in self.tables and not (self.tables["spread"] > 0).all():
+            raise InputError(f"tables of codec {self.codec} hold a spread that is not above zero")
 
     def check(self, num_blocks: int, width: int) -> None:
         """InputError unless the tables fit a model of ``num_blocks`` blocks whose tokens send ``width`` values."""
@@ -105,6 +108,11 @@ class Calibration:
             digest.update(table.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return next(iter(self.tables.values())).device
+
     def to(self, device: torch.device) -> Calibration:
         """The same on a device."""
         tables = {name: table.to(device) for name, table in self.tables.items()}
@@ -144,15 +152,18 @@ class Calibration:
                         f"{path} has schema_version {metadata.get('schema_version')}; this edgeprism reads "
                         f"{SCHEMA_VERSION}: run edgeprism calibrate again"
                     )
+                source = json.loads(metadata["source"])
+                if not isinstance(source, dict):
+                    raise InputError(f"source is no JSON object but {type(source).__name__}")
                 return cls(
                     codec=CodecSpec.parse(metadata["codec"]),
                     fingerprint=metadata["fingerprint"],
-                    source=json.loads(metadata["source"]),
+                    source=source,
                     tables={name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118 (no mapping)
                 )
         except FileNotFoundError:
             raise InputError(f"there is no calibration {path}") from None
-        except (SafetensorError, OSError, KeyError, ValueError) as exc:
+        except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as exc:
             raise InputError(f"{path} cannot be read as a calibration: {exc}") from exc
 
 

@@ -74,21 +74,20 @@ def in_runs(vectors: Float[Tensor, "groups vectors width"], group: int) -> Float
 def nearest(
     vectors: Float[Tensor, "runs vectors group"], books: Float[Tensor, "runs codewords group"]
 ) -> Int[Tensor, "runs vectors"]:
-    """The codeword of each vector's own run that lies nearest, or one as near to 2^-15 of the longest vector's and
-    codeword's product.
+    """The codeword of each vector's own run that lies nearest, or one whose squared distance is larger by 2^-15.
 
-    That is the largest of x c - |c|^2 / 2. On a CPU, finding where a maximum is takes ten times as long as finding what
-    it is. So the numbers are made positive, which makes their bits comparable as integers, and the last eight bits are
-    replaced by the number of the codeword.
+    On a CPU, finding where a minimum is takes ten times as long as finding what it is. So the last eight bits of each
+    |x|^2 / 2 - x c + |c|^2 / 2, which compare as integers do, are replaced by the number of the codeword. |x|^2 is the
+    same for all codewords, but without it a small distance would be lost in the last bits of a large number wherever
+    one vector or codeword is many times longer than the others.
     """
-    half_squares = books.square().sum(-1) / 2
-    most = half_squares.amax(-1)
-    shift = vectors.square().sum(-1).amax(-1).sqrt_() * (2 * most).sqrt_() + most
-    starts = (half_squares - shift[:, None])[:, None]
+    half_squares = (books.square().sum(-1) / 2)[:, None]
+    vectors = torch.cat([vectors, vectors.square().sum(-1, keepdim=True) / 2], dim=-1)
+    books = F.pad(books.neg(), (0, 1), value=1.0)
     numbers = torch.arange(NUM_CODEWORDS, dtype=torch.int32, device=books.device)
     runs_at_once = max(1, _NUMBERS_AT_ONCE // (vectors.shape[1] * NUM_CODEWORDS))
     found = []
-    for start, some, book in zip(*(x.split(runs_at_once) for x in (starts, vectors, books)), strict=True):
-        nearness = torch.baddbmm(start, some, book.mT, beta=-1).view(torch.int32)
-        found.append(nearness.bitwise_and_(-NUM_CODEWORDS).bitwise_or_(numbers).amax(-1))
+    for half, some, book in zip(*(x.split(runs_at_once) for x in (half_squares, vectors, books)), strict=True):
+        distance = torch.baddbmm(half, some, book.mT).view(torch.int32)  # below zero, by rounding: as near as can be
+        found.append(distance.bitwise_and_(-NUM_CODEWORDS).bitwise_or_(numbers).amin(-1))
     return torch.cat(found).bitwise_and_(NUM_CODEWORDS - 1)

@@ -55,7 +55,7 @@ class Rotation:
 @cache
 def hadamard(size: int) -> Tensor:
     """Sylvester's matrix of ones and minus ones."""
-    matrix = torch.ones(1, 1)
+    matrix = torch.ones(1, 1, dtype=torch.float32, device="cpu")  # whatever torch's defaults are when it is first made
     while matrix.shape[0] < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix
@@ -65,4 +65,5 @@ def hadamard(size: int) -> Tensor:
 def random_signs(width: int) -> Float[Tensor, " width"]:
     """Ones and minus ones, the same on every device."""
     generator = torch.Generator().manual_seed(_SEED)
-    return torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1.0
+    bits = torch.randint(0, 2, (width,), generator=generator, device="cpu")
+    return bits.to(torch.float32) * 2 - 1

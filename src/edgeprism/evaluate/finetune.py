@@ -72,6 +72,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.num_steps_done = 0
         self._settings, self._source = settings, source
+        self._tables = None if calibration is None else calibration.digest
         self._examples, self._indices = examples, indices
         self._student, self._teacher = student, teacher
         if settings.rank:
@@ -143,7 +144,7 @@ class Trainer:
         self.num_steps_done = checkpoint["num_steps_done"]
 
     def _identity(self) -> dict[str, Any]:
-        return {**asdict(self._settings), **self._source}
+        return {**asdict(self._settings), **self._source, "calibration": self._tables}
 
     def _step(self, step: int, indices: Indices) -> float:
         settings, device = self._settings, self._student.device

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from edgeprism.codecs.calibration import Calibration
 from edgeprism.codecs.codec import Codec, make_codec
+from edgeprism.errors import InputError
 from edgeprism.evaluate.straight_through import straight_through
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.strategies.sequence.partition import token_bounds
@@ -46,6 +47,7 @@ class Partitioned:
         self._mask, self._is_causal, self._device = mask, is_causal, device
         self._codecs: dict[tuple[int, torch.dtype], list[Codec]] = {}
         self._bias: tuple[Counts, Tensor] | None = None
+        self._next_block = 0
         self._ones: dict[int, Tensor] = {}
         self._token_owner = torch.empty(num_tokens, dtype=torch.long, device=device)
         for index, (start, stop) in enumerate(self._bounds):
@@ -54,7 +56,16 @@ class Partitioned:
     def received(
         self, rows: Float[Tensor, "batch tokens width"], block: int
     ) -> tuple[Float[Tensor, "batch rows width"], Counts]:
-        """What the others see of a block's ``rows``, by partition, and the tokens that each row stands for."""
+        """What the others see of a block's ``rows``, by partition, and the tokens that each row stands for.
+
+        InputError where the codec predicts from the block before and that was another one.
+        """
+        if self._spec.is_delta and block not in (0, self._next_block):
+            raise InputError(
+                f"codec {self._spec} predicts from block to block, and block {block} came out of order; "
+                "turn gradient checkpointing off, or take a codec without delta"
+            )
+        self._next_block = block + 1
         decoded: list[Tensor] = []
         counts: Counts = []
         for codec, (start, stop) in zip(self._codecs_for(rows), self._bounds, strict=True):

@@ -64,8 +64,6 @@ def with_codec(
         raise InputError(f"codec {spec} predicts from block to block, which gradient checkpointing would run backwards")
     without_codec(model)
     modules = _attention_modules(model)
-    if calibration is not None:
-        calibration = calibration.to(model.device)
     wrapping = _Wrapping(spec, plan.shares, calibration, model.config._attn_implementation, _rotary_of(model))
     for block, module in enumerate(modules):
         hooks = _AttentionHooks(wrapping, block, inspect.signature(module.forward), is_causal=bool(module.is_causal))
@@ -102,6 +100,12 @@ class _Wrapping:
     handles: list[RemovableHandle] = field(default_factory=list)
     last: tuple[tuple[object, ...], Tensor | None, Partitioned] | None = None
 
+    def tables_on(self, device: torch.device) -> Calibration | None:
+        """The model may be moved after it was wrapped."""
+        if self.calibration is not None and self.calibration.device != device:
+            self.calibration = self.calibration.to(device)
+        return self.calibration
+
     def partitioned(self, rows: Tensor, mask: Tensor | None, is_causal: bool) -> Partitioned:
         """Made once for all blocks of a forward: they are given the same mask."""
         # Tensors made in inference mode cannot take part in training later.
@@ -110,7 +114,7 @@ class _Wrapping:
             made = Partitioned(
                 self.spec,
                 self.shares,
-                self.calibration,
+                self.tables_on(rows.device),
                 num_tokens=rows.shape[1],
                 mask=mask,
                 is_causal=is_causal,

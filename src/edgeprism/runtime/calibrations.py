@@ -115,6 +115,6 @@ def tables_received(meta: object, tensors: Sequence[Tensor]) -> dict[str, Calibr
             )
             for codec, counts in names
         ]
-    except (AssertionError, AttributeError, InputError, KeyError, RuntimeError, TypeError, ValueError) as exc:
+    except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as exc:
         raise FrameError(f"a LOAD message with calibrations that cannot be used: {exc}") from exc
     return {str(calibration.codec): calibration for calibration in made}

@@ -73,6 +73,8 @@ class AccuracyRecord:
         for name in _NUMBERS:
             if not math.isfinite(getattr(self, name)):
                 raise InputError(f"accuracy record: {name} must be a number, not {getattr(self, name)}")
+        if self.metric in LOWER_IS_BETTER and self.exact <= 0:
+            raise InputError(f"accuracy record: exact, a {self.metric}, must be above 0, not {self.exact:g}")
         if self.low > self.high:
             raise InputError(f"accuracy record: an interval from {self.low:g} to {self.high:g}")
         if self.agreement is not None and not 0 <= self.agreement <= 1:
@@ -242,4 +244,6 @@ def _is_sha256(text: str) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**53  # larger ones may not fit a float
+    return isinstance(value, float) and math.isfinite(value)
