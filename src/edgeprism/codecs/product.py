@@ -53,10 +53,9 @@ class ProductQuantised(Pack):
         books = self._codebooks[block]
         places = torch.arange(self._num_groups * self._num_runs, device=books.device) * NUM_CODEWORDS
         codes = parts[0].flatten(0, 1).long() + places.view(self._num_groups, self._num_runs)
-        found = F.embedding(codes, books.flatten(0, 2)).flatten(-2)[
-            ..., : self._group_width
-        ]  # (vectors, groups, width)
-        groups: Tensor = (found.transpose(0, 1) @ self._inverse[block]).transpose(0, 1)
+        found = F.embedding(codes, books.flatten(0, 2)).flatten(-2)  # (vectors, groups, width and padding)
+        vectors = found[..., : self._group_width].transpose(0, 1)
+        groups: Tensor = (vectors @ self._inverse[block]).transpose(0, 1)
         rows: Tensor = groups.flatten(1).unflatten(0, parts[0].shape[:2])
         return rows.to(self._dtype)
 
