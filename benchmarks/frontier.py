@@ -20,7 +20,8 @@ KINDS = {
     "rot": ("tab:olive", "D"),
     "int": ("tab:gray", "P"),
     "means": ("tab:red", "X"),
-    "kv:": ("tab:purple", "*"),
+    "kv:rot": ("tab:purple", "*"),
+    "kv:int": ("tab:pink", "<"),
 }
 PUBLISHED = {
     ("cifar10", "means:3.3"): -0.95,
@@ -59,10 +60,13 @@ def main() -> int:
     drawn = [name for name in names if name not in NOT_DRAWN]
     put(PAGE, times(_figures("codec_time")), write=True, name="codec_time")
     put(PAGE, tried(_figures("tried_codecs")), write=True, name="tried")
-    picture, axes = pyplot.subplots(1, len(drawn), figsize=(5.2 * len(drawn), 4.2), squeeze=False)
-    for axis, name in zip(axes[0], drawn, strict=True):
+    picture, axes = pyplot.subplots(-(-len(drawn) // 2), 2, figsize=(11, 4.2 * -(-len(drawn) // 2)), squeeze=False)
+    for axis in axes.flat[len(drawn) :]:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, drawn, strict=False):
         draw(axis, name, figures[name])
-    axes[0][-1].legend(fontsize=8, loc="best")
+    handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels())}  # noqa: B905
+    axes[0][0].legend(handles.values(), handles.keys(), fontsize=8, loc="upper right")
     picture.tight_layout()
     picture.savefig(PICTURE, dpi=110)
     print(PICTURE)
@@ -141,8 +145,9 @@ def draw(axis: Any, name: str, rows: list[dict[str, Any]]) -> None:
     axis.set_xlabel("bytes against float32 rows")
     is_perplexity = shown[0]["metric"] == "perplexity"
     axis.set_ylabel("perplexity up, %" if is_perplexity else "points lost")
-    if is_perplexity:
+    if max(map(lost, shown)) > 20:
         axis.set_yscale("symlog", linthresh=5)
+        axis.set_ylim(bottom=-2)
     axis.axhline(0, color="black", linewidth=0.5)
     axis.set_title(TITLES[name], fontsize=10)
     axis.grid(alpha=0.3)
