@@ -104,6 +104,23 @@ def mapping(path: Path) -> None:
     path.write_text("".join(f"{synset} thing {number}, object\n" for number, synset in enumerate(SYNSETS)))
 
 
+def test_own_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """By what is in them, wherever they lie; a part of them is still theirs."""
+    seen = []
+    for folder, text in (
+        ("a", "good,1\nbad,0\n"),
+        ("b", "good,1\nworse,0\n"),
+        ("c", "good,1\nbad,0\n"),
+        ("d", "good,1\nbad,1\n"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "data.csv").write_text("text,label\n" + text)
+        data = load_dataset("csv", data=tmp_path / folder / "data.csv")
+        assert data.first(1).content == data.content
+        seen.append(data.content)
+    assert seen[0] == seen[2] and len({*seen}) == 3
+
+
 def test_imagenet_in_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbered by the order of the ids, of which all must be known."""
     monkeypatch.setenv("EDGEPRISM_DATA", str(tmp_path))

@@ -5,6 +5,7 @@ Loaders (`evaluate.datasets`) make it from files; a `Task` (`evaluate.task`) tur
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,8 @@ class Dataset:
     metrics: tuple[str, ...] = ("accuracy",)
     numbers_are_known: bool = False
     notes: tuple[str, ...] = ()
+    content: str = ""
+    """Of one's own files: what tells them from others of the same name, `digest_of` all inputs and targets."""
 
     def __post_init__(self) -> None:
         if not len(self.inputs):
@@ -65,6 +68,17 @@ class Dataset:
         if limit is None or self.kind == "stream" or limit >= len(self.inputs):
             return self
         return replace(self, inputs=self.inputs[:limit], targets=None if self.targets is None else self.targets[:limit])
+
+
+def digest_of(dataset: Dataset) -> str:
+    """The first eight digits of a sha256 of inputs and targets; of a picture in a file, of its name and size."""
+    digest = hashlib.sha256()
+    for one in dataset.inputs:
+        is_file = isinstance(one, Path)
+        digest.update(f"{one.name} {one.stat().st_size}".encode() if is_file else repr(one).encode())
+        digest.update(b"\n")
+    digest.update(b"" if dataset.targets is None else dataset.targets.tobytes())
+    return digest.hexdigest()[:8]
 
 
 def wrong(path: Path, what: str, *, line: int | None = None, record: int | None = None) -> InputError:

@@ -30,6 +30,7 @@ def measure(
 ) -> list[AccuracyRecord]:
     """Each codec against ``exact``, the answers of one device to the same inputs."""
     dataset = subject.dataset
+    content = f" {dataset.content}" if dataset.content else ""
     window = f" window={subject.window}" if dataset.kind == "stream" else ""
     compared = [
         (plan, result, compare(metric, dataset, exact, result.answers))
@@ -43,7 +44,7 @@ def measure(
             calibration=subject.calibrations.get(str(plan.codec), ""),
             shares=plan.shares,
             dtype=subject.dtype,
-            dataset=dataset.name + window,
+            dataset=dataset.name + content + window,
             split=dataset.split,
             metric=comparison.metric,
             num_inputs=len(exact.predictions),
