@@ -23,13 +23,16 @@ settings.load_profile("edgeprism")
 
 ALONE = {"benchmarks", "cli", "install", "runtime", "tasks", "wire"}
 """Folders of tests that start processes, or judge how long something takes."""
+BESIDE = {"test_evaluate.py", "test_finetune.py", "test_finetune_text.py", "test_log_budget.py", "test_plan.py"}
+"""Files of `cli` whose tests do neither, but for those that are marked."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks those, here and elsewhere, that are not to run beside others (see `make test`)."""
     for item in items:
         folder = Path(item.path).relative_to(item.config.rootpath).parts[1]
-        if folder in ALONE or item.get_closest_marker("processes"):
+        is_alone = folder in ALONE and not (folder == "cli" and item.path.name in BESIDE)
+        if is_alone or item.get_closest_marker("processes"):
             item.add_marker("alone")
 
 

@@ -18,8 +18,9 @@ from benchmarks.network import FRAME_BYTES, SEGMENT_BYTES, Network, NoNetwork, w
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOLD = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from benchmarks.network import Network
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
 with Network(["laptop", "pi1"]) as made:
     held = subprocess.Popen(made.command("pi1", ["sleep", "1000"]), stdout=subprocess.DEVNULL, start_new_session=True)
     print(held.pid, flush=True)
