@@ -32,8 +32,6 @@ SHORT_WINDOW = ("--window", "64")
 """Of the GPT-2, which is too small to make use of more: 256 tokens farther back do not lower its perplexity."""
 FOR_TEXT = ("--dtype", "bfloat16", "--batch", "16", "--lr", "1e-3", "--steps", "60")
 """How it is fine-tuned, on its training text."""
-
-
 FOR_PICTURES = ("--dtype", "bfloat16", "--batch", "16", "--epochs", "3")
 """How the demo model is fine-tuned, on the training pictures but for the held-out ones."""
 
@@ -59,6 +57,13 @@ class Case:
     data: Callable[[], Path] | None = None
 
 
+def demo_vit() -> Path:
+    """The demo's ViT-S/14 for CIFAR-10."""
+    from demo.build import build
+
+    return build()
+
+
 def demo_vit_for_means() -> Path:
     """The same, fine-tuned for `means:9.9`, as one would after reading docs/how-to/finetune.md; half an hour."""
     return finetuned(demo_vit(), "vit-s14-cifar10-means", "means:9.9", "--dataset", "cifar10", *FOR_PICTURES)
@@ -72,13 +77,6 @@ def finetuned(model: Path, name: str, codec: str, *options: object) -> Path:
     if not directory.exists():
         command("finetune", model, "--codec", codec, "--output", directory, *options)
     return directory
-
-
-def demo_vit() -> Path:
-    """The demo's ViT-S/14 for CIFAR-10."""
-    from demo.build import build
-
-    return build()
 
 
 def minilm() -> Path:

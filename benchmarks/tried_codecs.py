@@ -141,7 +141,6 @@ class MixedBits(Pack):
 
     def __init__(self, width: int, bits: int) -> None:
         self._rotation, self._bits = Rotation(width, torch.device("cpu")), bits
-        self.codes: list[Tensor] = []
 
     def pack(self, rows: Tensor, block: int) -> tuple[Tensor, ...]:
         rotated = self._rotation.apply(rows)

@@ -111,9 +111,9 @@ class Coordinator:
             f"hardware or its torch ({loaded.info.get('versions')}) computes something else"
         )
 
-    def ready(self) -> tuple[int, ...]:
-        """The devices that a request would use now, the coordinator first."""
-        return self._members.ready() if self._transport.num_devices > 1 else (0,)
+    def ready(self, *, linked: bool = True) -> tuple[int, ...]:
+        """The devices that a request would use now, the coordinator first; ``linked`` as in `Membership.ready`."""
+        return self._members.ready(linked=linked) if self._transport.num_devices > 1 else (0,)
 
     def versions_of(self, trace: Trace) -> dict[int, str]:
         """What the devices of a request run."""
@@ -187,7 +187,7 @@ class Coordinator:
         if plan.strategy == "local":
             return plan, ()
         linked = plan.strategy != "replica"  # whose devices send each other nothing
-        ready = self._members.ready(linked=linked) if self._transport.num_devices > 1 else (0,)
+        ready = self.ready(linked=linked)
         shares = [share if device in ready else 0.0 for device, share in enumerate(plan.shares)]
         is_shared = sum(share > 0 for share in shares) > 1
         if shares == list(plan.shares):
