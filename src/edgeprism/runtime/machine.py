@@ -6,6 +6,7 @@ Each reader takes the root of the file tree, so that it can be shown the files o
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,27 @@ def cpu_clock(root: Path = ROOT) -> CpuClock | None:
         allowed_mhz=highest_mhz("scaling_max_freq"),
         hardware_mhz=highest_mhz("cpuinfo_max_freq"),
     )
+
+
+def hardware(root: Path = ROOT) -> str:
+    """What this machine is, in a few words that stay the same: "Raspberry Pi 5 Model B Rev 1.0, aarch64, 4 cores"."""
+    board = _text(root / "proc/device-tree/model").rstrip("\0")
+    lines = _text(root / "proc/cpuinfo").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return ", ".join(
+        [board or (names[0] if names else "unknown processor"), platform.machine(), f"{os.cpu_count() or 1} cores"]
+    )
+
+
+def power_mode(root: Path = ROOT) -> str:
+    """What decides how fast it may run: a Jetson's nvpmodel, the governor and its highest clock; empty where nothing
+    is known."""
+    mode = _text(root / "var/lib/nvpmodel/status").removeprefix("pmode:")
+    clock = cpu_clock(root)
+    parts = [f"nvpmodel {mode}"] if mode else []
+    if clock is not None:
+        parts.append(f"{'/'.join(clock.governors)} to {clock.allowed_mhz:.0f} MHz")
+    return ", ".join(parts)
 
 
 def power_sensors(root: Path = ROOT) -> tuple[PowerSensor, ...]:

@@ -25,7 +25,7 @@ import numpy as np
 import edgeprism
 from edgeprism.errors import FrameError, PeerError, PeerFault
 from edgeprism.runtime.cores import available_cores
-from edgeprism.runtime.machine import memory_available_bytes
+from edgeprism.runtime.machine import hardware, memory_available_bytes, power_mode
 from edgeprism.wire.frame import Buffer, Frame, Kind
 from edgeprism.wire.transport import Transport
 from edgeprism.wire.visit import Visit
@@ -56,6 +56,8 @@ def facts() -> dict[str, Any]:
     return {
         "versions": versions(),
         "machine": platform.machine(),
+        "hardware": hardware(),
+        "power_mode": power_mode(),
         "num_cores": len(available_cores()),
         "num_threads": 0 if torch is None else torch.get_num_threads(),
         "has_cuda": torch is not None and torch.cuda.is_available(),

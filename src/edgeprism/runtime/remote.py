@@ -56,7 +56,14 @@ def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Clust
         transport.close()
         raise
     introductions = {peer.rank: Introduction(rank=peer.rank, peers=tuple(peers)) for peer in peers[1:]}
-    return Cluster(transport, close_workers=lambda: None, introductions=introductions)
+    return Cluster(
+        transport,
+        close_workers=lambda: None,
+        introductions=introductions,
+        identity=[member.public_key for member in members.members],
+        names=[member.name for member in members.members],
+        option=f"--cluster {path}",
+    )
 
 
 def serve(

@@ -51,7 +51,13 @@ def spawn_workers(num_devices: int, *, share_cores: bool = False) -> Cluster:
             transport.close()
         _stop(children)
         raise
-    return Cluster(transport, close_workers=lambda: _stop(children), cores=cores[0], pids=[c.pid for c in children])
+    return Cluster(
+        transport,
+        close_workers=lambda: _stop(children),
+        cores=cores[0],
+        pids=[child.pid for child in children],
+        identity=["processes of one machine", *(str(len(own)) for own in cores)],
+    )
 
 
 def _start(num_threads: int) -> subprocess.Popen[bytes]:
