@@ -41,14 +41,11 @@ class Prediction:
 
     total_s: float
     parts: tuple[PartPrediction, ...]
+    bytes_sent: int
+    """By all devices together, the inputs included."""
     joules: float
     """Of all devices of the cluster, those that only wait for the next request included."""
     joules_over_idle: float
-
-    @property
-    def bytes_sent(self) -> int:
-        """By all devices together."""
-        return sum(part.bytes_sent for part in self.parts)
 
 
 def predict(
@@ -75,13 +72,16 @@ def predict(
         for index, one in enumerate(seconds)
         if one is not None
     )
+    bytes_sent = sum(timeline.bytes_sent)
     over_idle = sum(
         costs.devices[part.device].busy_w * part.busy_s
         + costs.devices[part.device].joules_per_megabyte * part.bytes_sent / 1e6
         for part in parts
     )
     idle = total_s * sum(device.idle_w for device in costs.devices)
-    return Prediction(total_s=total_s, parts=parts, joules=idle + over_idle, joules_over_idle=over_idle)
+    return Prediction(
+        total_s=total_s, parts=parts, bytes_sent=bytes_sent, joules=idle + over_idle, joules_over_idle=over_idle
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

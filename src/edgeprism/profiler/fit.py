@@ -2,6 +2,7 @@
 
 Non-negative least squares on relative errors (Lawson and Hanson, 1974; by coordinate descent, there are seven
 unknowns), over all requests that a device took part in, whatever the plan: a matrix product takes as long under each.
+Points that are far off are counted less (iteratively, towards least absolute errors): machines stall now and then.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeprism.errors import InputError
 from edgeprism.policy.network import Network
@@ -25,9 +27,13 @@ from edgeprism.specs.performance_map import (
     RequestMeasured,
 )
 
-NUM_SWEEPS = 4000
-MIN_S = 1e-5  # seconds below this are as good as none: relative errors of them mean nothing
+FASTEST_MEDIUM_BYTES_PER_S = 1.6e8
+NUM_SWEEPS = 3000
+NUM_WEIGHINGS = 6
+USUAL_ERROR = 0.03  # errors below it count in full
+MIN_S = 5e-4  # relative errors of shorter times mean nothing
 
+Array = NDArray[np.float64]
 Power = tuple[float, float, float, str]
 """Watts while idle, watts more while it computes, joules a megabyte sent, and where that is from."""
 NO_POWER: Power = (0.0, 0.0, 0.0, "")
@@ -96,32 +102,42 @@ def _staging(measured: Sequence[tuple[DeviceWork, PartMeasured, str]]) -> tuple[
 
 
 def _solve(rows: Sequence[tuple[Sequence[float], float]]) -> tuple[float, ...]:
-    """Costs that are not negative, with the least sum of squared relative errors; empty without rows."""
+    """Costs that are not negative, with the least relative errors; empty without rows."""
     if not rows:
         return ()
     features = np.array([one for one, _ in rows], dtype=np.float64)
-    seconds = np.array([max(value, MIN_S) for _, value in rows])
-    weighted = features / seconds[:, None]
-    scale = np.maximum(np.abs(weighted).max(axis=0), 1e-30)
-    weighted = weighted / scale
-    gram, moments = weighted.T @ weighted, weighted.sum(axis=0)
-    solution = np.zeros(features.shape[1])
+    scale = np.maximum(np.abs(features).max(axis=0), 1e-30)
+    seconds = np.array([value for _, value in rows])
+    usual = np.maximum(seconds, MIN_S)
+    relative, target = features / scale / usual[:, None], seconds / usual
+    weights = np.ones(len(rows))
+    for _ in range(NUM_WEIGHINGS):
+        solution = _non_negative(relative * weights[:, None], target * weights)
+        weights = np.sqrt(USUAL_ERROR / np.maximum(np.abs(relative @ solution - target), USUAL_ERROR))
+    return tuple(float(value) for value in solution / scale)
+
+
+def _non_negative(matrix: Array, target: Array) -> Array:
+    """The x that is nowhere negative with the least |matrix x - target|."""
+    gram, moments = matrix.T @ matrix, matrix.T @ target
+    solution = np.zeros(matrix.shape[1])
     for _ in range(NUM_SWEEPS):
         before = solution.copy()
         for i in range(len(solution)):
             if gram[i, i] > 0:
-                step = (moments[i] - gram[i] @ solution) / gram[i, i]
-                solution[i] = max(0.0, solution[i] + step)
+                solution[i] = max(0.0, solution[i] + (moments[i] - gram[i] @ solution) / gram[i, i])
         if np.abs(solution - before).max() < 1e-12:
             break
-    return tuple(float(value) for value in solution / scale)
+    return solution
 
 
 def _link(link: LinkMeasured) -> LinkCosts:
     rate = min(link.to_bytes_per_s, link.from_bytes_per_s)
+    # beyond it the processors that encrypt are the limit, not the medium; in requests that is a part of their work
+    is_medium = rate < FASTEST_MEDIUM_BYTES_PER_S
     return LinkCosts(
         device=link.device,
         latency_s=link.round_trip_s / 2,
         bytes_per_s=rate,
-        both_factor=min(1.0, link.both_bytes_per_s / rate),
+        both_factor=min(1.0, link.both_bytes_per_s / rate) if is_medium else 1.0,
     )

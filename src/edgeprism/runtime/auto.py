@@ -13,15 +13,16 @@ from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import EdgeprismError, InputError, PeerError
 from edgeprism.models.load import directory_of
 from edgeprism.models.manifest import fingerprint
-from edgeprism.policy.choose import Objective, PointsLost, Policy
+from edgeprism.policy.choose import Objective, Policy
+from edgeprism.policy.points import points_lost
 from edgeprism.policy.table import TablePolicy
 from edgeprism.runtime.adaptive import Adaptive
+from edgeprism.runtime.cache import cache_root
 from edgeprism.runtime.calibrations import find
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.link_probe import ask_facts
 from edgeprism.runtime.maps import facts_of, has_any, place_of
 from edgeprism.runtime.probe import facts
-from edgeprism.runtime.weights import cache_root
 from edgeprism.specs.accuracy import AccuracyFile
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec
@@ -132,25 +133,8 @@ def make_adaptive(
     kind = Policy if settings.policy == "model" else TablePolicy
     policy = kind(
         found,
-        points_lost=points_lost(accuracy, found, tables),
+        points_lost=points_lost(accuracy, found, {name: one.digest for name, one in tables.items()}),
         objective=settings.objective,
         max_accuracy_drop=settings.max_accuracy_drop,
     )
     return Adaptive(transport, found, policy)
-
-
-def points_lost(accuracy: AccuracyFile, found: PerformanceMap, tables: Mapping[str, Calibration] | None) -> PointsLost:
-    """What codecs cost, by the accuracy file; unknown where their tables are not those that were measured. ``tables``
-    None: any."""
-
-    def lost(codec: CodecSpec, num_devices: int) -> float | None:
-        digest = None
-        if codec.needs_calibration and tables is not None:
-            if str(codec) not in tables:
-                return None
-            digest = tables[str(codec)].digest
-        return accuracy.points_lost(
-            model=found.fingerprint, codec=codec, num_devices=num_devices, dtype=found.dtype, calibration=digest
-        )
-
-    return lost

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgeprism.errors import PeerError
-from edgeprism.runtime.cluster_key import cluster_key
+from edgeprism.runtime.cluster_key import of_threads
 from edgeprism.runtime.device_thread import ClusterClosed, DeviceThread
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.worker import Fetch, Worker
@@ -39,14 +39,14 @@ class Cluster:
         cores: tuple[int, ...] | None = None,
         pids: Sequence[int] = (),
         introductions: Mapping[int, Introduction] | None = None,
-        identity: Sequence[str] = (),
+        key: str = "",
         names: Sequence[str] = (),
         option: str = "",
     ) -> None:
         self.transport = transport
         self.names = tuple(names) or tuple(f"device {rank}" for rank in range(transport.num_devices))
         """What its devices are called, the coordinator first."""
-        self.key = cluster_key([*identity, *self.names])
+        self.key = key or of_threads(transport.num_devices)
         """What tells this cluster from others, in hex: a performance map belongs to one."""
         self.option = option or f"--local-workers {transport.num_devices}"
         """How a command line says which cluster it is."""
@@ -104,7 +104,7 @@ class Cluster:
             for thread in threads:
                 thread.join(timeout=5)
 
-        return cls(mesh[0], close_workers=close_workers, shared_models=models, identity=["threads of one process"])
+        return cls(mesh[0], close_workers=close_workers, shared_models=models)
 
     @classmethod
     def spawn(cls, num_devices: int, *, share_cores: bool = False) -> Cluster:

@@ -5,7 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from edgeprism.runtime.cluster_file import Member
 
-def cluster_key(identity: Sequence[str]) -> str:
-    """sha256 in hex, of its devices' names and keys, or of how its processes were made."""
-    return hashlib.sha256("\0".join(identity).encode()).hexdigest()
+
+def of_members(members: Sequence[Member]) -> str:
+    """In hex: of a cluster file, whose devices are known by name and key."""
+    return _hash([text for member in members for text in (member.name, member.public_key)])
+
+
+def of_processes(cores: Sequence[Sequence[int]]) -> str:
+    """Of processes of one machine, each with so many cores."""
+    return _hash(["processes", *(str(len(own)) for own in cores)])
+
+
+def of_threads(num_devices: int) -> str:
+    """Of threads of one process."""
+    return _hash(["threads", str(num_devices)])
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()

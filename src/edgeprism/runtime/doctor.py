@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgeprism.errors import InputError
+from edgeprism.runtime.cache import cache_root
 from edgeprism.runtime.check import Check, Status
 from edgeprism.runtime.cores import available_cores
 from edgeprism.runtime.machine import (
@@ -28,7 +29,6 @@ from edgeprism.runtime.machine import (
     power_sensors,
 )
 from edgeprism.runtime.probe import versions
-from edgeprism.runtime.weights import cache_root
 from edgeprism.wire.frame import PROTOCOL
 
 HERE = "this device"

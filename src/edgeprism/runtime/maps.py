@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprism.errors import InputError
-from edgeprism.runtime.weights import cache_root
+from edgeprism.runtime.cache import cache_root
 from edgeprism.specs.performance_map import DeviceFacts, PerformanceMap
 
 

@@ -61,7 +61,8 @@ class Profiler:
 
     def look_around(self) -> None:
         """The devices and their links. PeerError when a device is not there: all of them are needed once."""
-        self._devices = [facts_of(self._identity.names[0], facts())]
+        here = self._engine.on_device_thread(lambda _: facts())  # on the thread that computes, with its own settings
+        self._devices = [facts_of(self._identity.names[0], here)]
         for device in range(1, self._num_devices):
             found = self._engine.on_device_thread(partial(ask_facts, device=device))
             self._devices.append(facts_of(self._identity.names[device], found))

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from edgeprism.errors import PeerError
 from edgeprism.runtime.cluster import Cluster
+from edgeprism.runtime.cluster_key import of_processes
 from edgeprism.runtime.cores import divide_cores, on_cores
 from edgeprism.wire.keys import KeyPair, Peer
 from edgeprism.wire.zmq import ZmqTransport
@@ -56,7 +57,7 @@ def spawn_workers(num_devices: int, *, share_cores: bool = False) -> Cluster:
         close_workers=lambda: _stop(children),
         cores=cores[0],
         pids=[child.pid for child in children],
-        identity=["processes of one machine", *(str(len(own)) for own in cores)],
+        key=of_processes(cores),
     )
 
 
