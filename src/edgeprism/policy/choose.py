@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from edgeprism.errors import InputError
 from edgeprism.policy.candidates import Candidates, scaled
@@ -21,8 +20,7 @@ from edgeprism.specs.model import element_bytes_of
 from edgeprism.specs.performance_map import PerformanceMap
 from edgeprism.specs.plan import Plan
 
-Objective = Literal["latency", "throughput", "energy"]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+OBJECTIVES = ("latency", "throughput", "energy")
 
 BETTER = 0.03
 """A plan in use is left for one whose prediction is better by so much."""
@@ -61,7 +59,7 @@ class Decision:
     kept: bool
     """Whether another was better, but not by enough to leave the plan in use."""
     local: Candidate
-    objective: Objective
+    objective: str
     max_accuracy_drop: float | None
 
     @property
@@ -94,7 +92,7 @@ class Policy:
         performance_map: PerformanceMap,
         *,
         points_lost: PointsLost,
-        objective: Objective = "latency",
+        objective: str = "latency",
         max_accuracy_drop: float | None = None,
     ) -> None:
         if objective not in OBJECTIVES:

@@ -13,7 +13,7 @@ from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import EdgeprismError, InputError, PeerError
 from edgeprism.models.load import directory_of
 from edgeprism.models.manifest import fingerprint
-from edgeprism.policy.choose import Objective, Policy
+from edgeprism.policy.choose import Policy
 from edgeprism.policy.points import points_lost
 from edgeprism.policy.table import TablePolicy
 from edgeprism.runtime.adaptive import Adaptive
@@ -40,7 +40,7 @@ class AutoSettings:
     ``performance_map``, ``accuracy_file``: those of the cache by default. ``policy``: "model" predicts every plan,
     "table" looks up the best of one device and one codec by batch and bandwidth, as the published system does."""
 
-    objective: Objective = "latency"
+    objective: str = "latency"
     max_accuracy_drop: float | None = None
     performance_map: Path | None = None
     accuracy_file: Path | None = None

@@ -116,7 +116,7 @@ class ModelSpec:
         """Which rows of the last block its head needs: the first (CLS), the last token's, or every one."""
         if self.architecture in _READ_FIRST:
             return "first"
-        return "last" if self.architecture == "GPT2ForSequenceClassification" else "all"
+        return "last" if self.is_causal and self.architecture.endswith("ForSequenceClassification") else "all"
 
     @property
     def is_vision(self) -> bool:
