@@ -108,7 +108,9 @@ def test_processes_on_one_machine_do_not_count_it_twice() -> None:
     total = combine({"0": reading(**here), "1": reading(11.0, **here), "2": reading(**{**here, "machine": "aa00"})})
     assert (total.joules, total.over_idle_joules) == (20, 12)
     assert total.source == "0: RAPL package-0; 1: the same machine as 0, counted there; 2: RAPL package-0"
-    estimates = reading(source="estimate: x", machine="6f1e", is_estimate=True)
+    short = reading(**here, is_estimate=True)
+    assert combine({"0": short, "1": short}).joules == 10
+    estimates = reading(source="estimate: x", is_estimate=True)
     assert combine({"0": estimates, "1": estimates}).joules == 20
 
 

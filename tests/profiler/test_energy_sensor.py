@@ -127,12 +127,15 @@ def test_an_open_sensor_reads_itself() -> None:
     """A real thread at the meter's rate, until it is closed."""
     meter = FakeMeter(5.0)
     meter.period_s = 0.005
+    began_s = time.monotonic()
     with SampledSensor(meter) as sensor:
-        began_s = time.monotonic()
-        deadline_s = began_s + 10
+        opened_s = time.monotonic()
+        deadline_s = opened_s + 10
         while sensor.num_samples < 10 and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        assert sensor.joules() == pytest.approx(5 * (time.monotonic() - began_s), rel=0.2)
+        least_j = 5 * (time.monotonic() - opened_s)
+        joules = sensor.joules()
+        assert least_j <= joules <= 5 * (time.monotonic() - began_s)
         assert sensor.num_samples >= 10
     num_samples = sensor.num_samples
     time.sleep(0.05)

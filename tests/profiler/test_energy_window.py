@@ -12,7 +12,7 @@ import pytest
 
 from edgeprism.errors import InputError
 from edgeprism.profiler.energy.sensor import SampledSensor
-from edgeprism.profiler.energy.window import Moment, between, idle_power_w, machine, measure
+from edgeprism.profiler.energy.window import Moment, between, idle_power_w, measure
 from tests.profiler.boards import FakeClock, FakeMeter
 
 
@@ -107,13 +107,18 @@ def test_what_work_raises_is_the_callers(bench: Bench) -> None:
         bench.measure(fails)
 
 
-def test_the_power_of_a_device_left_alone() -> None:
-    """By the wall: 5 W over a twentieth of a second."""
-    meter = FakeMeter(5.0)
-    with SampledSensor(meter) as sensor:
-        assert idle_power_w(sensor, seconds=0.05) == pytest.approx(5, rel=0.01)
-        meter.value = "gone"
-        assert idle_power_w(sensor, seconds=0.05) is None
+def test_the_power_of_a_device_left_alone(bench: Bench) -> None:
+    """5 W, in one go; nothing where the sensor is gone."""
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        bench.clock.now_s += seconds
+
+    assert idle_power_w(bench.sensor, clock=bench.clock, sleep=sleep) == pytest.approx(5)
+    bench.meter.value = "gone"
+    assert idle_power_w(bench.sensor, seconds=3.0, clock=bench.clock, sleep=sleep) is None
+    assert slept == [5.0, 3.0]
 
 
 def moment(joules: float | None, seconds: float, num_samples: int, **values: Any) -> Moment:
@@ -164,8 +169,7 @@ NOW = """
 import json, statistics, sys, time
 from edgeprism.profiler.energy.now import energy_now
 moments, seconds = [energy_now()], []
-deadline_s = time.monotonic() + 10
-while moments[-1]["num_samples"] < 4 and time.monotonic() < deadline_s:
+while moments[-1]["seconds"] < 0.5:
     time.sleep(0.02)
     began_s = time.perf_counter()
     moments.append(energy_now())
@@ -174,16 +178,19 @@ print(json.dumps([moments, statistics.median(seconds), "torch" in sys.modules, "
 """
 
 
+@pytest.mark.processes
 def test_a_process_asks_its_own_sensor_at_no_cost() -> None:
-    """Opened once, without torch; then less than a millisecond, and never fewer joules while it does the same."""
+    """Opened once, without torch; then less than a millisecond each time."""
     done = subprocess.run([sys.executable, "-c", NOW], capture_output=True, text=True, check=True, timeout=60)
     moments, median_s, has_torch, has_numpy = json.loads(done.stdout)
     assert not has_torch and not has_numpy
     assert median_s < 1e-3
     assert len({each["opened"] for each in moments}) == 1
     first, last = Moment.from_json(moments[0]), Moment.from_json(moments[-1])
-    assert last.num_samples >= 4
     reading = between(first, last, idle_w=None)
-    assert reading.joules is not None and reading.joules > 0
-    assert reading.is_estimate, "0.3 s are no window"
-    assert reading.machine == machine() != ""
+    assert reading.joules is not None
+    assert reading.is_estimate, "0.5 s are no window"
+    assert (first.machine == "") == first.is_estimate
+    if first.is_estimate:
+        assert reading.joules > 0.4 * 2.7
+        assert last.num_samples >= 3

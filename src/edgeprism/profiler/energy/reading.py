@@ -38,7 +38,7 @@ class EnergyReading:
     missing: str = ""
     """What these joules lack, and why; empty when they are complete."""
     machine: str = ""
-    """The same for readings of one machine, which its sensors measure as a whole; empty if not known."""
+    """The same for sensors that measure one and the same machine; empty for an estimate, which is of one process."""
 
     def __post_init__(self) -> None:
         for name in ("seconds", *(name for name in _MAYBE if getattr(self, name) is not None)):
@@ -111,10 +111,10 @@ def _each_machine_once(given: Mapping[str, EnergyReading]) -> tuple[dict[str, En
     """The readings to be added, and what each of them says it is."""
     counted: dict[str, EnergyReading] = {}
     sources = []
-    measured: dict[tuple[str, str], str] = {}
+    measured: dict[str, str] = {}
     for name, reading in given.items():
-        if reading.machine and not reading.is_estimate and reading.joules is not None:
-            first = measured.setdefault((reading.machine, reading.source), name)
+        if reading.machine and reading.joules is not None:
+            first = measured.setdefault(reading.machine, name)
             if first != name:
                 sources.append(f"{name}: the same machine as {first}, counted there")
                 continue

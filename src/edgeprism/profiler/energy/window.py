@@ -60,7 +60,7 @@ class Moment:
             covers=sensor.covers,
             is_estimate=sensor.is_estimate,
             missing=missing,
-            machine=machine(),
+            machine="" if sensor.is_estimate else machine(),  # an estimate is of its process alone
             opened=opened,
         )
 
@@ -144,9 +144,15 @@ def measure(
     return between(before, after, idle_w=idle_w, num_runs=num_runs, min_s=min_s, min_samples=min_samples)
 
 
-def idle_power_w(sensor: Sensor, *, seconds: float = 5.0, clock: Clock = time.monotonic) -> float | None:
+def idle_power_w(
+    sensor: Sensor,
+    *,
+    seconds: float = 5.0,
+    clock: Clock = time.monotonic,
+    sleep: Callable[[float], object] = time.sleep,
+) -> float | None:
     """Watts of a device that is left alone for so long, by its open sensor; None where that cannot be read."""
-    reading = measure(sensor, lambda: time.sleep(seconds), idle_w=None, min_s=seconds, max_s=seconds, clock=clock)
+    reading = measure(sensor, lambda: sleep(seconds), idle_w=None, min_s=seconds, max_s=seconds, clock=clock)
     return None if reading.joules is None or not reading.seconds else reading.joules / reading.seconds
 
 
