@@ -32,14 +32,17 @@ def test_watts_are_integrated_by_the_trapezoidal_rule() -> None:
 
 
 def test_between_readings_the_last_power_goes_on_but_not_for_ever() -> None:
-    """Asking reads nothing; and when nobody reads any more, nothing is made up beyond five periods."""
+    """Asking reads nothing; where nobody reads for five periods nothing more is made up, until a reading comes."""
     clock, meter = FakeClock(), FakeMeter(2.0)
     with SampledSensor(meter, clock=clock) as sensor:
         meter.value = 1000.0
         clock.now_s += HOUR_S
         assert sensor.joules() == pytest.approx(2 * HOUR_S)
         clock.now_s += 9 * HOUR_S
-        assert sensor.joules() == pytest.approx(2 * 5 * HOUR_S)
+        with pytest.raises(SensorError, match=r"a fake meter: nothing was read for 36000\.0 s"):
+            sensor.joules()
+        step(sensor, clock, meter, 0, 4.0)
+        assert sensor.joules() == pytest.approx(3 * 10 * HOUR_S)
 
 
 def test_a_gap_is_bridged_and_said() -> None:

@@ -145,7 +145,7 @@ def test_a_worker_that_was_started_again_lost_its_count() -> None:
     for joules in (20.0, 500.0):
         reading = between(moment(100.0, 50.0, 500), moment(joules, 60.0, 600, opened="b2"), idle_w=4.0)
         assert reading.joules is None
-        assert "started again" in reading.missing
+        assert "opened anew" in reading.missing
 
 
 def test_a_moment_without_joules_makes_none() -> None:
@@ -194,3 +194,30 @@ def test_a_process_asks_its_own_sensor_at_no_cost() -> None:
     if first.is_estimate:
         assert reading.joules > 0.4 * 2.7
         assert last.num_samples >= 3
+
+
+FORGOTTEN = """
+import json, threading, time
+from edgeprism.profiler.energy import now
+now.KEPT_S = 1.0
+def threads():
+    return sum(thread.name.startswith("edgeprism-energy") for thread in threading.enumerate())
+names, counts = [now.energy_now()["opened"]], [threads()]
+for _ in range(3):
+    time.sleep(0.4)
+    names.append(now.energy_now()["opened"])
+deadline_s = time.monotonic() + 10
+while threads() and time.monotonic() < deadline_s:
+    time.sleep(0.05)
+print(json.dumps([names, now.energy_now()["opened"], counts[0]]))
+"""
+
+
+@pytest.mark.processes
+def test_a_sensor_that_nobody_asks_is_closed() -> None:
+    """It stays open while it is asked; opened again it has another name, so that no difference is taken."""
+    done = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, check=True, timeout=60)
+    names, later, num_threads = json.loads(done.stdout)
+    assert num_threads >= 2
+    assert len({*names}) == 1
+    assert later not in names

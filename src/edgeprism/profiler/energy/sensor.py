@@ -63,7 +63,7 @@ class Sensor(abc.ABC):
 
     @abc.abstractmethod
     def joules(self) -> float:
-        """Since it was opened. SensorError where there was no reading yet, or there is none any more."""
+        """Since it was opened. SensorError where there was no reading yet, or none for a while."""
 
     @abc.abstractmethod
     def sample(self) -> None:
@@ -122,10 +122,12 @@ class SampledSensor(Sensor):
         with self._state:
             if self._last_s is None:
                 raise SensorError(f"{self.source}: {self._trouble or 'it was not opened'}")
+            if not is_open:
+                return self._joules
             since_s = max(0.0, self._clock() - self._last_s)
-            if self._trouble and since_s > self._longest_s:
-                raise SensorError(f"{self.source}: {self._trouble}")
-            return self._joules + (self._watts * min(since_s, self._longest_s) if is_open else 0.0)
+            if since_s > self._longest_s:
+                raise SensorError(f"{self.source}: {self._trouble or f'nothing was read for {since_s:.1f} s'}")
+            return self._joules + self._watts * since_s
 
     def sample(self) -> None:
         with self._reading:

@@ -94,7 +94,7 @@ def between(
     gap_s = max(0.0, after.gap_s - before.gap_s)
     missing = before.missing or after.missing
     if (before.opened, before.source) != (after.opened, after.source):
-        missing = "the sensor was opened again meanwhile: the device was started again"
+        missing = "the sensor was opened anew meanwhile, as when a device is started again"
     is_short = seconds < min_s or num_samples < min_samples
     doubts = []
     if is_short:
