@@ -35,8 +35,8 @@ def test_packages_and_memory_count_and_what_lies_inside_does_not(tmp_path: Path)
 
 
 def test_the_platform_counts_where_it_is_alone(tmp_path: Path) -> None:
-    """And then it covers more."""
-    powercap(tmp_path, {"0": ("psys", 5)})
+    """Where there is no package, that is; and then it covers more, memory included."""
+    powercap(tmp_path, {"0": ("dram", 5), "1": ("psys", 5)})
     meter = rapl_meter(tmp_path, FakeClock())
     assert (meter.source, meter.covers) == ("RAPL psys", "platform")
     assert rapl.find(tmp_path / "nothing") is None

@@ -137,7 +137,8 @@ def test_two_moments_of_a_worker_make_a_reading() -> None:
     assert (reading.joules, reading.idle_joules, reading.over_idle_joules) == (30, 10, 20)
     assert (reading.seconds, reading.num_samples, reading.num_runs) == (2.5, 25, 8)
     assert (reading.machine, reading.is_estimate, reading.missing) == ("6f1e", False, "")
-    assert between(before, moment(101.0, 50.5, 505), idle_w=None).is_estimate
+    assert between(before, moment(101.0, 53.0, 505), idle_w=None).is_estimate, "five readings"
+    assert between(before, moment(101.0, 50.5, 550), idle_w=None).is_estimate, "half a second"
 
 
 def test_a_worker_that_was_started_again_lost_its_count() -> None:
