@@ -183,9 +183,9 @@ def _rows_read(model: ModelSpec, start: int, stop: int, num_tokens: int) -> int:
 
 def _head_macs(model: ModelSpec, num_tokens: int) -> int:
     """Of one sample's head, where it makes a number for each word of a vocabulary; any other is small."""
-    if model.generates or model.architecture.endswith("ForMaskedLM"):
-        return num_tokens * model.hidden_size * model.vocab_size
-    return 0
+    if model.architecture.endswith("ForMaskedLM"):  # a layer of its own comes first
+        return num_tokens * model.hidden_size * (model.hidden_size + model.vocab_size)
+    return num_tokens * model.hidden_size * model.vocab_size if model.generates else 0
 
 
 def _output_bytes(model: ModelSpec, num_tokens: int) -> int:
