@@ -19,6 +19,7 @@ from edgeprism.specs.model import ModelSpec, element_bytes_of
 
 if TYPE_CHECKING:
     from edgeprism.runtime.cluster import Cluster
+    from edgeprism.runtime.profiling import Profiler
     from edgeprism.specs.performance_map import PerformanceMap
 
 DEFAULT_CODECS = "int8,kv:int8,int4,means:9.9"
@@ -131,18 +132,29 @@ def _measure(
             )
             say(f"measuring {cluster.num_devices} devices and their links")
             profiler.look_around()
+            profiler.measure_powers(wanted[0].num_tokens)
             if before is not None and args.update:
                 profiler.forget_changed(before)
             try:
                 with progress_bar(sum(point.num_passes for point in wanted)) as done:
                     profiler.run(wanted, until_s=time.monotonic() + 60 * args.minutes, done=done)
             except KeyboardInterrupt:
-                write(path, profiler.result())
-                say(f"broken off: what was measured is in {path}; go on with --resume")
+                _keep(profiler, path)
                 raise
             found = profiler.result()
         write(path, found)
     return path, found
+
+
+def _keep(profiler: Profiler, path: Path) -> None:
+    """What a sweep that was broken off has measured."""
+    from edgeprism.runtime.maps import write
+
+    try:
+        write(path, profiler.result())
+        say(f"broken off: what was measured is in {path}; go on with --resume")
+    except InputError as exc:
+        say(f"broken off, and nothing is kept: {exc}")
 
 
 def _before(args: argparse.Namespace, path: Path, identity: Any) -> PerformanceMap | None:
@@ -184,6 +196,8 @@ def _as_text(found: PerformanceMap) -> str:
         times = ", ".join(f"{batch}: {1e3 * seconds:.1f}" for batch, seconds in sorted(alone.items()))
         lines.append(f"  {device.name:<14}{device.hardware}, {device.num_threads} threads")
         lines.append(f"  {'':<14}ms alone by batch  {times or 'not measured'}")
+        costs = found.costs.devices[index]
+        lines.append(f"  {'':<14}{costs.idle_w:.2f} W idle, {costs.busy_w:.2f} W more at work; {costs.energy_source}")
     for link in found.links:
         lines.append(
             f"  link to {found.devices[link.device].name}: {1e3 * link.round_trip_s:.2f} ms round trip, "

@@ -24,7 +24,7 @@ from edgeprism.specs.plan import Plan
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RATES_MBIT = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800, 1000)
+RATES_MBIT = (1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 75.0, 100.0, 150.0, 200.0, 300.0, 400.0, 600.0, 800.0, 1000.0)
 BATCHES = (1, 2, 4, 8, 16, 32)
 LENGTHS = (32, 64, 128, 256, 384, 512)
 PARTS = (
@@ -147,7 +147,7 @@ class _Drawing:
                 axes.add_patch(_square(x, y, colours[name]))
                 axes.text(x, y, f"{ratio:.2f}", ha="center", va="center", fontsize=6)
         axes.set(xlim=(-0.5, len(RATES_MBIT) - 0.5), ylim=(-0.5, len(rows) - 0.5), xlabel="Mbit/s", ylabel=what)
-        axes.set_xticks(range(len(RATES_MBIT)), [str(rate) for rate in RATES_MBIT], fontsize=8)
+        axes.set_xticks(range(len(RATES_MBIT)), [f"{rate:g}" for rate in RATES_MBIT], fontsize=8)
         axes.set_yticks(range(len(rows)), [str(row) for row in rows])
         axes.set_title(f"{self._heading}: best plan, time over local; predicted", fontsize=10)
         handles = [_square(0, 0, colours[name], label=name) for name in names]
@@ -205,7 +205,7 @@ class _Drawing:
 
 def _columns(pairs: Any) -> tuple[list[float], list[float]]:
     rows = list(pairs)
-    return [x for x, _ in rows], [y for _, y in rows]
+    return [float(x) for x, _ in rows], [float(y) for _, y in rows]
 
 
 def _colours() -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from edgeprism.policy.estimate import Estimate
 from edgeprism.policy.network import Network
 from edgeprism.policy.predict import Prediction, predict
 from edgeprism.runtime.link_probe import ping_s
+from edgeprism.runtime.patience import given_floor_s
 from edgeprism.runtime.trace import Trace
 from edgeprism.specs.model import element_bytes_of
 from edgeprism.specs.performance_map import PerformanceMap
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_FACTOR = 8.0
 MIN_PROBE_TIMEOUT_S = 0.02
+MIN_PATIENCE_S = 0.1
 LATE = 1.2
 """A request with others is given up, and run here, when it has taken so many times as long as one here would."""
 
@@ -36,6 +38,7 @@ class Adaptive:
         self._transport, self._map, self._policy = transport, performance_map, policy
         self._estimate = Estimate(performance_map.costs)
         self._element_bytes = element_bytes_of(performance_map.dtype)
+        self._floor_s = given_floor_s(MIN_PATIENCE_S)
 
     @property
     def network(self) -> Network:
@@ -53,7 +56,7 @@ class Adaptive:
 
     def patience_s(self, decision: Decision) -> float:
         """How long to wait for others before the request is run here."""
-        return max(LATE * decision.local.total_s, 1.5 * decision.chosen.total_s)
+        return max(self._floor_s, LATE * decision.local.total_s, 1.5 * decision.chosen.total_s)
 
     def learn(self, trace: Trace) -> None:
         """What a request that is done tells about devices and links."""

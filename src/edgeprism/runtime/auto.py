@@ -20,7 +20,7 @@ from edgeprism.runtime.adaptive import Adaptive
 from edgeprism.runtime.cache import cache_root
 from edgeprism.runtime.calibrations import find
 from edgeprism.runtime.cluster import Cluster
-from edgeprism.runtime.link_probe import ask_facts
+from edgeprism.runtime.link_probe import ask
 from edgeprism.runtime.maps import facts_of, has_any, place_of
 from edgeprism.runtime.probe import facts
 from edgeprism.specs.accuracy import AccuracyFile
@@ -120,7 +120,7 @@ def make_adaptive(
     devices = {0: facts_of(found.devices[0].name, facts())}
     for device in sorted(transport.connected()):
         try:
-            devices[device] = facts_of(found.devices[device].name, ask_facts(transport, device))
+            devices[device] = facts_of(found.devices[device].name, ask(transport, device, "facts"))
         except PeerError as exc:
             log.info("device %d does not say what it is: %s", device, exc)
     try:

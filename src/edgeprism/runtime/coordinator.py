@@ -366,7 +366,7 @@ class Coordinator:
         compute_s = cost.busiest.macs / min(speeds, default=self._members.macs_per_s[0])
         num_bytes = sum(device.bytes_sent for device in cost.devices)
         timeout_s = self._patience.timeout_s(kind, of=EVERYBODY, compute_s=compute_s, num_bytes=num_bytes)
-        return min(timeout_s, self._limit_s)
+        return min(timeout_s, self._limit_s) if self._patience.knows(kind) else timeout_s
 
     def _trace(self, request: Request, started_s: float, devices: tuple[DeviceTrace, ...]) -> Trace:
         trace = Trace(
@@ -387,8 +387,9 @@ class Coordinator:
         """Speeds as seen at work: whole samples on every device, so the figures can be compared."""
         cost, speeds = self._cost(trace.plan, trace.batch, trace.num_tokens), self._members.macs_per_s
         for device in trace.devices:
-            if device.compute_s > 0 and device.device in speeds:
-                seen = self._members.plausible(cost.devices[device.device].macs / device.compute_s)
+            macs = cost.devices[device.device].macs
+            if device.compute_s > 0 and macs > 0 and device.device in speeds:
+                seen = self._members.plausible(macs / device.compute_s)
                 speeds[device.device] += NEW_SPEED_WEIGHT * (seen - speeds[device.device])
 
     def _cost(self, plan: Plan, batch: int, num_tokens: int) -> Cost:

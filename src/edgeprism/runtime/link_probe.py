@@ -33,16 +33,16 @@ def ping_s(transport: Transport, device: int, num_bytes: int, *, echo_bytes: int
     return _Ping(transport, device, num_bytes, echo_bytes).wait_s(timeout_s)
 
 
-def ask_facts(transport: Transport, device: int, *, timeout_s: float = 3.0) -> dict[str, Any]:
-    """What a worker says of itself: `probe.facts`. PeerError when it does not answer, or with something else."""
+def ask(transport: Transport, device: int, what: str, *, timeout_s: float = 3.0) -> Any:
+    """What a worker says of itself: "facts" or "energy". PeerError when it does not answer, or not with that."""
     number = next(_numbers)
-    transport.send(device, Kind.PING, epoch=transport.epoch, request=number, meta={"facts": True})
+    transport.send(device, Kind.PING, epoch=transport.epoch, request=number, meta={what: True})
     frames = transport.wait_control(
         (Kind.PONG,), (device,), time.monotonic() + timeout_s, epoch=transport.epoch, request=number
     )
-    found = frames[device].info.get("facts")
+    found = frames[device].info.get(what)
     if not isinstance(found, dict):
-        raise PeerFault(f"device {device} answered a PING without facts", (device,))
+        raise PeerFault(f"device {device} answered a PING without {what}", (device,))
     return found
 
 

@@ -21,8 +21,9 @@ from edgeprism.errors import PeerError
 from edgeprism.profiler.fit import Power, fit
 from edgeprism.profiler.sweep import Point
 from edgeprism.runtime.engine import Engine
-from edgeprism.runtime.link_probe import ask_facts, measure_link
+from edgeprism.runtime.link_probe import ask, measure_link
 from edgeprism.runtime.maps import facts_of
+from edgeprism.runtime.power import measure_powers
 from edgeprism.runtime.probe import facts
 from edgeprism.runtime.trace import Trace
 from edgeprism.specs.performance_map import DeviceFacts, LinkMeasured, PartMeasured, PerformanceMap, RequestMeasured
@@ -57,6 +58,7 @@ class Profiler:
         self._links: list[LinkMeasured] = []
         self._requests = list(before.requests) if before is not None else []
         self._skipped: list[str] = []
+        self._powers: list[Power] = []
         self._is_complete = False
 
     def look_around(self) -> None:
@@ -64,7 +66,7 @@ class Profiler:
         here = self._engine.on_device_thread(lambda _: facts())  # on the thread that computes, with its own settings
         self._devices = [facts_of(self._identity.names[0], here)]
         for device in range(1, self._num_devices):
-            found = self._engine.on_device_thread(partial(ask_facts, device=device))
+            found = self._engine.on_device_thread(partial(ask, device=device, what="facts"))
             self._devices.append(facts_of(self._identity.names[device], found))
         for device in range(1, self._num_devices):
             self._links.append(self._engine.on_device_thread(partial(measure_link, device=device)))
@@ -109,10 +111,14 @@ class Profiler:
             done(point.num_passes)
         self._is_complete = not any("no time was left" in one for one in self._skipped)
 
-    def result(self, powers: Sequence[Power] = ()) -> PerformanceMap:
+    def measure_powers(self, num_tokens: int) -> None:
+        """Watts of every device, idle and at work."""
+        self._powers = measure_powers(self._engine, self._num_devices, example(self._engine, 1, num_tokens))
+
+    def result(self) -> PerformanceMap:
         """The map of what was measured. InputError where that is too little."""
         spec, dtype = self._engine.spec, self._engine.dtype
-        costs = fit(spec, dtype, self._num_devices, self._requests, self._links, powers)
+        costs = fit(spec, dtype, self._num_devices, self._requests, self._links, self._powers)
         return PerformanceMap(
             fingerprint=self._identity.fingerprint,
             model=spec,
