@@ -6,9 +6,9 @@ A message of n bytes that one device sends to the next must arrive after
 
 within 10 % of n / rate + delay, or within 0.1 ms, which is how much a message of a few bytes scatters. What the machine
 itself takes is measured first, by such messages, and reported. The full bucket is the one place where a token bucket is
-no cable: after a pause, so many bytes pass at once (``links.burst_bytes``). A device's speed is the processor time over
-the time that blocks of 5 and 25 ms of computing take, and must be within 3 %. What is off is measured twice more, and
-the median counts.
+no cable: after a pause, so many bytes pass at once (``buckets.burst_bytes``); with the relay, none. A device's speed is
+the processor time over the time that blocks of 5 and 25 ms of computing take, and must be within 3 %. What is off is
+measured twice more, and the median counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.errors import LabError
 from edgeprism.lab import probe
-from edgeprism.lab.links import burst_bytes, wire_bytes
+from edgeprism.lab.buckets import burst_bytes, wire_bytes
 
 if TYPE_CHECKING:
     from edgeprism.lab.lab import Lab
@@ -205,7 +205,8 @@ class _Ring:
         if rates:
             rate = min(rates) * 1e6 / 8
             ideal_s = num_bytes / rate
-            rate_s = max(0.0, wire_bytes(num_bytes) - burst_bytes(min(rates))) / rate
+            at_once = 0 if self._state.is_relayed else burst_bytes(min(rates))
+            rate_s = max(0, wire_bytes(num_bytes) - at_once) / rate
         took_s: list[float] = []
         while True:
             took_s.append(self._send(index, num_bytes))

@@ -65,7 +65,7 @@ class Lab:
         self._is_owner = True
         self.directory = directory_of(os.getpid())
         """Of the state and the delays; it goes with the lab."""
-        self._links = Links(os.getpid(), self.directory / "delays")
+        self._links = Links(os.getpid(), self.directory / "links")
         self._groups = [Groups(self._name(index), device.memory_mb) for index, device in enumerate(devices)]
         self._children: list[subprocess.Popen[Any]] = []
         self._over = threading.Event()
@@ -78,7 +78,7 @@ class Lab:
         path = find() if state_file is None else state_file
         lab = object.__new__(cls)
         lab._state, lab._is_owner, lab.directory = State.read(path), False, path.parent
-        lab._links = Links(lab._state.owner, path.parent / "delays")
+        lab._links = Links(lab._state.owner, path.parent / "links")
         lab._groups = []
         for index, device in enumerate(lab._state.devices):
             groups = Groups(lab._name(index), device.memory_mb)

@@ -1,11 +1,13 @@
 """A process that delays packets, for kernels that have no netem: run as a script, it imports nothing of edgeprism.
 
-Each device has a TUN interface, by which it sends, and so has the hub. What is read from a device's is written to the
-hub's when its delay is over; the hub hands it on as if it had come over the device's cable. The delays lie in a file
-of one 8-byte number a device, in nanoseconds, which anybody may map and change; a device whose number is ``DOWN`` is
-cut off. The process has real-time priority and ends with the lab that started it.
+Every device has a TUN interface. What the relay reads from one it writes to another's, as if it had passed two cables:
+it leaves the sender's at the sender's rate, is under way for its delay, and leaves the receiver's at the receiver's
+rate; in a shared medium there is one rate, that of the medium. Unlike a token bucket, a cable has nothing to spend
+after a pause. A bucket before each interface makes those wait who send too fast.
 
-Arguments: that file, the pid of the lab, and the namespaces, the hub's first.
+Rates and delays lie in a file, which anybody may map and change: for each device two doubles, the delay in nanoseconds
+(``DOWN``: it is cut off) and the nanoseconds that a byte takes. The process has real-time priority and ends with the
+lab that started it. Arguments: that file, the pid of the lab, 1 for a shared medium or 0, and the namespaces.
 """
 
 from __future__ import annotations
@@ -22,58 +24,103 @@ import time
 from collections import deque
 
 INTERFACE = "delay0"
-DOWN = 2**63 - 1
+FIELDS = struct.Struct("dd")
+DOWN = -1.0
 READY = "ready"
 PRIORITY = 30
+TICK_S = 100e-6
+"""How often it looks for packets to read and to hand on, while it has any. In between it would wake for every packet,
+which costs more than the packet."""
+LOOK_S = 1.0  # how often it looks for the lab when there is nothing
+ETHERNET_BYTES = 14  # TUN interfaces have none; cables do
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x1, 0x1000
-TICK_S = 100e-6
-"""How often it looks for packets to read and to hand on, while it has any: a packet is late by half of it."""
-LATE_S = 3 * TICK_S  # and it may be held up itself
-LOOK_S = 1.0  # how often it looks for the lab when there is nothing
 _MAX_BYTES = 2048
-_BATCH = 64  # packets of one device that are read before another has its turn
+
+Packet = tuple[float, bytes]
+"""When it may go on, in nanoseconds, and itself."""
 
 
 def main() -> None:
     """Until the lab has ended."""
-    path, owner, hub_name, *names = sys.argv[1:]
+    path, owner, is_shared, *names = sys.argv[1:]
     with open(path, "r+b") as file:
-        delays = memoryview(mmap.mmap(file.fileno(), 8 * len(names))).cast("Q")
-    hub, devices = _tun(hub_name), [_tun(name) for name in names]
+        mapped = mmap.mmap(file.fileno(), FIELDS.size * len(names))
+    settings: memoryview[float] = memoryview(mapped).cast("d")
+    cables = Cables(settings, [tun(name) for name in names], is_shared == "1")
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
     gc.disable()
     print(READY, flush=True)
-    waiting: list[deque[tuple[int, bytes]]] = [deque() for _ in devices]
-    index_of = {device: index for index, device in enumerate(devices)}
-    now = time.monotonic_ns
     while os.getppid() == int(owner):
-        if any(waiting):
-            time.sleep(TICK_S)  # in between it would wake for every packet, which costs more than the packet
-            readable = devices
+        if cables.are_busy:
+            arrived = time.monotonic_ns()  # not before that
+            time.sleep(TICK_S)
         else:
-            readable, _, _ = select.select(devices, (), (), LOOK_S)
-        arrived = now()
-        for device in readable:
-            index = index_of[device]
-            delay, queue = delays[index], waiting[index]
-            try:
-                for _ in range(_BATCH):
-                    packet = os.read(device, _MAX_BYTES)
-                    if delay != DOWN:
-                        queue.append((arrived + delay, packet))
-            except BlockingIOError:
-                pass
-        due = now()
-        for queue in waiting:
-            while queue and queue[0][0] <= due:
+            select.select(cables.devices, (), (), LOOK_S)
+            arrived = time.monotonic_ns()
+        cables.take(arrived)
+        cables.hand_on()
+
+
+class Cables:
+    """What is under way."""
+
+    def __init__(self, settings: memoryview[float], devices: list[int], is_shared: bool) -> None:
+        self._settings, self.devices, self._is_shared = settings, devices, is_shared
+        count = len(devices)
+        self._sent: list[deque[Packet]] = [deque() for _ in devices]  # by sender, until the delay is over
+        self._arriving: list[deque[Packet]] = [deque() for _ in devices]  # by receiver, until its cable has passed it
+        self._free = [0.0] * count  # when the cable that a device sends by (the medium: the first) is free
+        self._free_down = [0.0] * count
+
+    @property
+    def are_busy(self) -> bool:
+        """Whether anything is under way."""
+        return any(self._sent) or any(self._arriving)
+
+    def take(self, arrived: int) -> None:
+        """Reads what devices have sent, a packet of each in turn. Those that follow others closely may have come any
+        time since the last look: they are taken to have come then, so that a cable that is in use stays in use."""
+        read, settings = os.read, self._settings
+        senders = list(range(len(self.devices)))
+        while senders:
+            for index in tuple(senders):
                 try:
-                    os.write(hub, queue.popleft()[1])
-                except OSError:  # the hub's interface is down, or has no room: a network loses packets
+                    packet = read(self.devices[index], _MAX_BYTES)
+                except BlockingIOError:
+                    senders.remove(index)
+                    continue
+                delay = settings[2 * index]
+                if delay == DOWN:
+                    continue
+                cable = 0 if self._is_shared else index
+                free = max(arrived, self._free[cable])
+                gone = free + (len(packet) + ETHERNET_BYTES) * settings[2 * index + 1]
+                self._free[cable] = gone
+                self._sent[index].append((gone + delay, packet))
+
+    def hand_on(self) -> None:
+        """Writes what has arrived."""
+        now, write, settings = time.monotonic_ns() + TICK_S * 5e8, os.write, self._settings  # half early, half late
+        for queue in self._sent:
+            while queue and queue[0][0] <= now:
+                due, packet = queue.popleft()
+                receiver = packet[19] - 1  # the last byte of its address
+                if packet[0] >> 4 != 4 or not 0 <= receiver < len(self.devices) or settings[2 * receiver] == DOWN:
+                    continue
+                if not self._is_shared:
+                    through = self._free_down[receiver] + (len(packet) + ETHERNET_BYTES) * settings[2 * receiver + 1]
+                    due = self._free_down[receiver] = max(due, through)
+                self._arriving[receiver].append((due, packet))
+        for receiver, queue in enumerate(self._arriving):
+            while queue and queue[0][0] <= now:
+                try:
+                    write(self.devices[receiver], queue.popleft()[1])
+                except OSError:  # its interface is down: a network loses packets
                     pass
 
 
-def _tun(name: str) -> int:
+def tun(name: str) -> int:
     """A new TUN interface of a namespace; it goes when this process does."""
     with open(f"/run/netns/{name}") as file:
         if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):

@@ -36,6 +36,8 @@ class State:
     relay: int | None = None
     """Pid of the process that delays packets; None where the kernel does it, or nobody can."""
     has_netem: bool = False
+    is_relayed: bool = False
+    """Whether what the devices send goes by the relay."""
     staging: str = ""
     """The emulated staging cost as text; empty for none."""
 
