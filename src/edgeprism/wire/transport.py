@@ -461,6 +461,18 @@ class Exchange:
         def take(peer: int) -> Frame | None:
             return mailbox.take_data(peer, self.epoch, self.request, self.block)
 
+        return self._wait(take, deadline)
+
+    def wait_here(self, deadline: float) -> None:
+        """Wait likewise until all frames are here, and leave them for ``wait``."""
+        mailbox = self.transport._mailbox
+
+        def look(peer: int) -> Frame | None:
+            return mailbox.look_for_data(peer, self.epoch, self.request, self.block)
+
+        self._wait(look, deadline)
+
+    def _wait(self, take: Callable[[int], Frame | None], deadline: float) -> dict[int, Frame]:
         return self.transport._gather(
             take, self.receive_from, deadline, self.epoch, self.request, f"rows of block {self.block}"
         )
