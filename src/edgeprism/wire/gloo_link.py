@@ -25,7 +25,7 @@ import numpy as np
 from edgeprism.errors import FrameError, PeerLost
 from edgeprism.wire.envelope import Bytes, Envelope, pack
 from edgeprism.wire.frame import Limits, Part
-from edgeprism.wire.gloo_meet import Place, Unmet, break_off, meet
+from edgeprism.wire.gloo_meet import Heed, Place, Unmet, break_off, meet
 from edgeprism.wire.transport import Event, Lost, Message, Up
 
 if TYPE_CHECKING:
@@ -42,6 +42,15 @@ _AGAIN_S = 0.2
 _LINGER_S = 0.3
 
 
+class _Line:
+    """What belongs to one group: it, and what was sent into it."""
+
+    def __init__(self, group: ProcessGroupGloo) -> None:
+        self.group = group
+        self.unsent: queue.SimpleQueue[tuple[Work, Bytes] | None] = queue.SimpleQueue()
+        self.num_bytes_posted = self.num_bytes_sent = 0
+
+
 class GlooLink:
     """One peer. ``put`` takes events from the link's threads; ``note`` is said in offers, and what a peer of lower rank
     said in its offer goes to ``heed``, which may return why the peer cannot be used."""
@@ -56,16 +65,14 @@ class GlooLink:
         *,
         put: Callable[[Event], None],
         note: Mapping[str, Any],
-        heed: Callable[[int, Mapping[str, Any]], str],
+        heed: Heed,
     ) -> None:
         self._place, self._own, self.peer, self._limits, self._timeout_s = place, own, peer, limits, timeout_s
         self._put, self._note, self._heed = put, note, heed
         self.trouble = ""
         self.num_read = self.num_bytes_read = 0  # counted by the owner of the transport
         self._num_put = self._num_bytes_put = 0  # counted by the reader
-        self._group: ProcessGroupGloo | None = None
-        self._unsent: queue.SimpleQueue[tuple[Work, Bytes] | None] = queue.SimpleQueue()
-        self._num_bytes_posted = self._num_bytes_sent = 0
+        self._line: _Line | None = None
         self._sent_at_s = 0.0
         self._send_lock = threading.Lock()
         self._ends = threading.Event()
@@ -75,7 +82,7 @@ class GlooLink:
     @property
     def is_up(self) -> bool:
         """Whether a frame would reach the peer now."""
-        return self._group is not None
+        return self._line is not None
 
     def post(self, parts: Sequence[Part], *, waits: bool = False) -> None:
         """Send a frame, without blocking; or ``waits`` until the network has it. PeerLost if the peer is gone."""
@@ -89,12 +96,14 @@ class GlooLink:
 
     def close(self) -> None:
         """What is not sent yet has a moment to go."""
-        deadline = time.monotonic() + _LINGER_S
-        while self.is_up and self._num_bytes_sent < self._num_bytes_posted and time.monotonic() < deadline:
+        line, deadline = self._line, time.monotonic() + _LINGER_S
+        while line is not None and line is self._line and time.monotonic() < deadline:
+            if line.num_bytes_sent == line.num_bytes_posted:
+                break
             time.sleep(0.002)
         self._ends.set()
-        if self._group is not None:
-            break_off(self._group, 1 - self._index)
+        if line is not None:
+            break_off(line.group, 1 - self._index)
 
     def join(self) -> None:
         """After ``close``: wait for the threads, which must not outlive the interpreter."""
@@ -105,35 +114,37 @@ class GlooLink:
     def _send(self, envelope: Bytes, *, keeps: bool) -> list[tuple[Work, Bytes]]:
         import torch
 
-        group = self._group
-        if group is None or self._ends.is_set():
+        line = self._line
+        if line is None or self._ends.is_set():
             why = self.trouble or ("this device has left" if self._ends.is_set() else "no connection yet")
             raise PeerLost(f"device {self.peer} is gone: {why}", (self.peer,))
-        if self._num_bytes_posted - self._num_bytes_sent > _MAX_UNSENT_BYTES:
+        if line.num_bytes_posted - line.num_bytes_sent > _MAX_UNSENT_BYTES:
             raise PeerLost(f"device {self.peer} takes nothing: {_MAX_UNSENT_BYTES} bytes wait for it", (self.peer,))
         works = []
-        with self._send_lock:
+        with self._send_lock:  # the sign of life comes from another thread
             for tag, data in ((_FIRST, envelope[:FIRST_BYTES]), (_REST, envelope[FIRST_BYTES:])):
                 if len(data):
                     try:
-                        work = group.send([torch.from_numpy(data)], 1 - self._index, tag)  # type: ignore[attr-defined]
-                        works.append((work, data))
+                        work = line.group.send(  # type: ignore[attr-defined]
+                            [torch.from_numpy(data)], 1 - self._index, tag
+                        )
                     except RuntimeError as exc:
                         raise PeerLost(f"device {self.peer} is gone: {self._why(exc)}", (self.peer,)) from exc
+                    works.append((work, data))
                     if keeps:
-                        self._num_bytes_posted += len(data)
-                        self._unsent.put(works[-1])
+                        line.num_bytes_posted += len(data)
+                        line.unsent.put(works[-1])
         self._sent_at_s = time.monotonic()
         return works
 
-    def _keep_alive(self, group: ProcessGroupGloo) -> None:
+    def _keep_alive(self, line: _Line) -> None:
         """The thread that waits for what was sent, until the group fails or None comes."""
         beat_s = self._timeout_s / 4
         sign = pack((), self._limits)
         try:
-            while group is self._group:
+            while line is self._line:
                 try:
-                    item = self._unsent.get(timeout=beat_s)
+                    item = line.unsent.get(timeout=beat_s)
                 except queue.Empty:
                     if time.monotonic() - self._sent_at_s >= beat_s:
                         self._send(sign, keeps=True)
@@ -141,9 +152,9 @@ class GlooLink:
                 if item is None:
                     return
                 item[0].wait(timedelta(seconds=self._timeout_s))
-                self._num_bytes_sent += len(item[1])
+                line.num_bytes_sent += len(item[1])
         except (RuntimeError, PeerLost):
-            break_off(group, 1 - self._index)  # the reader will see it
+            break_off(line.group, 1 - self._index)  # the reader will see it
 
     # Meeting and receiving
 
@@ -157,31 +168,28 @@ class GlooLink:
         while not self._ends.wait(pause_s):
             pause_s = _AGAIN_S  # in many cases what has just ended is the whole cluster
             try:
-                met = meet(self._place, self._own, self.peer, self._note, _JOIN_S, self._ends.is_set)
-                why = self._heed(self.peer, met.offer) if self._own > self.peer else ""
-                if why:
-                    raise Unmet(why)
+                group = meet(
+                    self._place, self._own, self.peer, self._note, _JOIN_S, heed=self._heed, is_over=self._ends.is_set
+                )
             except Unmet as exc:
-                self.trouble = self.trouble or str(exc)
+                self.trouble = str(exc)
             else:
-                self._serve(met.group)
+                self._serve(_Line(group))
 
-    def _serve(self, group: ProcessGroupGloo) -> None:
-        self._unsent, self._num_bytes_posted, self._num_bytes_sent = queue.SimpleQueue(), 0, 0
-        self._group, self.trouble = group, ""
-        keeper = threading.Thread(target=self._keep_alive, args=(group,), name=f"{self._thread.name}-keeper")
-        keeper.daemon = True
+    def _serve(self, line: _Line) -> None:
+        self._line, self.trouble = line, ""
+        keeper = threading.Thread(target=self._keep_alive, args=(line,), name=f"{self._thread.name}-sent", daemon=True)
         keeper.start()
         self._put(Up(self.peer))
         try:
-            self._receive(group)
+            self._receive(line.group)
             reason = "this device has left"
         except (RuntimeError, FrameError) as exc:
             reason = self._why(exc)
-        self.trouble, self._group = reason, None
+        self.trouble, self._line = reason, None
         self._put(Lost(self.peer, reason))
-        self._unsent.put(None)
-        break_off(group, 1 - self._index)
+        line.unsent.put(None)
+        break_off(line.group, 1 - self._index)
         keeper.join()
 
     def _receive(self, group: ProcessGroupGloo) -> None:

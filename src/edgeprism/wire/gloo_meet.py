@@ -22,7 +22,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgeprism.errors import InputError
 
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
 _LOOK_AGAIN_S = 0.02
 _MAX_NOTE_BYTES = 4096
 _NEVER = 2  # a tag that nobody sends with
-
-
-class Meeting(NamedTuple):
-    """A new group of two devices, and what the lower of them said in its offer."""
-
-    group: ProcessGroupGloo
-    offer: Mapping[str, Any]
 
 
 class Unmet(Exception):
@@ -132,24 +125,37 @@ class Place:
         return _resolved(host.strip("[]")), int(port)
 
 
+Heed: TypeAlias = Callable[[int, Mapping[str, Any]], str]
+"""Is given a peer and what its offer says; returns why it cannot be taken, or nothing."""
+
+
 def meet(
-    place: Place, own: int, peer: int, note: Mapping[str, Any], timeout_s: float, is_over: Callable[[], bool]
-) -> Meeting:
+    place: Place,
+    own: int,
+    peer: int,
+    note: Mapping[str, Any],
+    timeout_s: float,
+    *,
+    heed: Heed,
+    is_over: Callable[[], bool],
+) -> ProcessGroupGloo:
     """Waits, for ever if need be, until the two have a new group. ``note`` is what an offer of this device says.
     Unmet when the store or the peer goes meanwhile, and as soon as ``is_over``."""
     pair = f"{min(own, peer)}-{max(own, peer)}"
     with place.open() as store:
-        if own < peer:
-            offer = {"token": secrets.token_hex(8), "address": place.address, **note}
-            store.set(f"{pair}/offer/{store.add(f'{pair}/offers', 1)}", json.dumps(offer))
-            _look(store, lambda: f"{pair}/answer/{offer['token']}", is_over)
-            return Meeting(place.join(store, f"{pair}/{offer['token']}", 0, 2, timeout_s), offer)
-        offer = _next_offer(store, pair, is_over)
-        store.set(f"{pair}/answer/{offer['token']}", "")
-        return Meeting(place.join(store, f"{pair}/{offer['token']}", 1, 2, timeout_s, offer["address"]), offer)
+        if own > peer:
+            offer = _next_offer(store, pair, lambda offer: heed(peer, offer), is_over)
+            return place.join(store, f"{pair}/{offer['token']}", 1, 2, timeout_s, offer["address"])
+        token = secrets.token_hex(8)
+        offer = {"token": token, "address": place.address, **note}
+        store.set(f"{pair}/offer/{store.add(f'{pair}/offers', 1)}", json.dumps(offer))
+        _look(store, lambda: f"{pair}/taken/{token}", is_over)
+        return place.join(store, f"{pair}/{token}", 0, 2, timeout_s)
 
 
-def _next_offer(store: Store, pair: str, is_over: Callable[[], bool]) -> dict[str, Any]:
+def _next_offer(
+    store: Store, pair: str, heed: Callable[[Mapping[str, Any]], str], is_over: Callable[[], bool]
+) -> dict[str, Any]:
     """The newest offer that nobody has taken yet; takes it."""
     newest = 0
 
@@ -159,6 +165,8 @@ def _next_offer(store: Store, pair: str, is_over: Callable[[], bool]) -> dict[st
     while True:
         key = _look(store, newer, is_over)
         newest, offer = int(key.rpartition("/")[2]), _read(store, key)
+        if why := heed(offer):
+            raise Unmet(why)
         if store.add(f"{pair}/taken/{offer['token']}", 1) == 1:
             return offer
 
