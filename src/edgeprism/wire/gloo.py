@@ -21,7 +21,7 @@ from edgeprism.wire.frame import DEFAULT_LIMITS, Buffer, Frame, Kind, Limits, Pa
 from edgeprism.wire.gloo_gather import Gathering
 from edgeprism.wire.gloo_link import GlooLink
 from edgeprism.wire.gloo_meet import Place
-from edgeprism.wire.transport import COORDINATOR, Event, Exchange, Message, Transport
+from edgeprism.wire.transport import COORDINATOR, Event, Exchange, Lost, Transport, Up
 
 Mode = Literal["send_recv", "all_gather"]
 _MODES: dict[str, Mode] = {"send_recv": "send_recv", "all_gather": "all_gather"}
@@ -88,6 +88,7 @@ class GlooTransport(Transport):
             self._place.keep()
         self._inbox: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: wake up
         self._gatherings: dict[tuple[int, tuple[int, ...]], Gathering] = {}
+        self._up: set[int] = set()
         self._is_closed = self._waits_for_sends = False
         note = {"devices": num_devices, "how": str(self.how)}
         self._links = {
@@ -137,8 +138,8 @@ class GlooTransport(Transport):
         return exchange
 
     def connected(self) -> set[int]:
-        """The peers whose link is up."""
-        return {peer for peer, link in self._links.items() if link.is_up}
+        """The peers whose link is up, as far as the events tell that were taken in."""
+        return set(self._up)
 
     def close(self) -> None:
         """What is not sent yet has a moment to go."""
@@ -171,7 +172,11 @@ class GlooTransport(Transport):
             pass
         events = [event for event in came if event is not None]
         for event in events:
-            if isinstance(event, Message):
+            if isinstance(event, Up):
+                self._up.add(event.peer)
+            elif isinstance(event, Lost):
+                self._up.discard(event.peer)
+            else:
                 link = self._links[event.sender]
                 link.num_read += 1
                 link.num_bytes_read += sum(map(len, event.parts))
