@@ -21,7 +21,6 @@ from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.plan import STRATEGIES, Plan, parse_shares
 from edgeprism.strategies.registry import count
 from edgeprism.tasks.pictures import check_image, is_picture
-from edgeprism.wire.gloo import GlooMode
 
 if TYPE_CHECKING:
     from edgeprism.runtime.cluster import Cluster
@@ -75,6 +74,8 @@ def execute(args: argparse.Namespace) -> int:
     if args.threads is not None and args.local_workers > 1:
         raise InputError("--threads goes not with --local-workers, which give each device cores and threads of its own")
     if args.transport not in (None, "zmq"):
+        from edgeprism.wire.gloo import GlooMode
+
         GlooMode.parse(args.transport)
     if args.transport is not None and args.local_workers == 1:
         raise InputError("--transport is for --local-workers; workers of a cluster file use zmq, which has keys")

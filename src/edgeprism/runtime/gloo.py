@@ -38,7 +38,8 @@ def connect_gloo(
     except PeerTimeout as exc:
         if require_all:
             gloo.close()
-            raise PeerError(f"{exc}; start it with edgeprism worker --transport gloo --store {gloo.store}") from exc
+            advice = f"start it with edgeprism worker --transport gloo --store {gloo.store}"
+            raise PeerError(f"{exc}; {advice}", exc.peers) from exc
     except BaseException:
         gloo.close()
         raise
