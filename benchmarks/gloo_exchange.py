@@ -3,7 +3,8 @@
 Both processes send the same number of bytes and wait for the other's; nothing is computed meanwhile. `gloo send_recv`
 and `gloo all_gather` are the transport's, without overlap; `bare` is torch.distributed by itself, one tensor of known
 size, as the published systems use it: it shows what the transport's frames and threads add. Of the gloo rows the
-faster one counts as the baseline. All take turns, exchange by exchange.
+faster one counts as the baseline. All take turns, some exchanges each, of which the first is not counted. Where other
+programs use the cores, run it as `chrt -f 10 python -m ...` (root): otherwise their time slices are what is measured.
 
 Over loopback by default. Between two devices, or two namespaces, start it on both with the same --store HOST:PORT, an
 address of the first: --rank 0 on that one, which writes the results, and --rank 1 on the other.
@@ -11,7 +12,9 @@ address of the first: --rank 0 on that one, which writes the results, and --rank
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -35,7 +38,7 @@ from edgeprism.wire.zmq import ZmqTransport
 
 SIZES = {"4 kB": 4_000, "32 kB": 32_000, "302 kB": 302_000, "2.4 MB": 2_400_000}
 GLOO_ROWS = ("gloo send_recv", "gloo all_gather", "bare send_recv", "bare all_gather")
-REPEATS, WARMUP = 200, 20
+ROUNDS, WARMUP, TURN = 40, 4, 6
 DEADLINE_S = 60.0
 
 
@@ -66,29 +69,36 @@ def main() -> None:
             stack.enter_context(_other_end(gloo.store, args.smoke))
         gloo.wait_connected(time.monotonic() + DEADLINE_S)
         zmq = stack.enter_context(_zmq(args.rank, gloo.store))
-        seconds = measure(_end(args, gloo, zmq), *((5, 2) if args.smoke else (REPEATS, WARMUP)))
+        seconds = measure(_end(args, gloo, zmq), *((2, 1) if args.smoke else (ROUNDS, WARMUP)))
     if args.rank == 0:
         figures = {size: {name: _ms(rows) for name, rows in by_name.items()} for size, by_name in seconds.items()}
         baseline = {size: min((rows[name]["median"], name) for name in GLOO_ROWS) for size, rows in figures.items()}
-        settings = {"repeats": REPEATS, "warmup": WARMUP, "threads_per_process": 1, "link": args.link, "unit": "ms"}
+        settings = {
+            "rounds": ROUNDS,
+            "warmup": WARMUP,
+            "exchanges_a_turn": TURN,
+            "threads_per_process": 1,
+            "unit": "ms",
+        }
+        is_real_time = os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
+        settings |= {"link": args.link, "priority": "real time" if is_real_time else "as others"}
         record(args.name, {"exchange": figures, "baseline": baseline}, settings, args.smoke)
 
 
-def measure(end: End, repeats: int, warmup: int) -> dict[str, dict[str, list[float]]]:
+def measure(end: End, rounds: int, warmup: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of each exchange, by size and kind. The other process does the same in the same order."""
     seconds: dict[str, dict[str, list[float]]] = {size: {name: [] for name in end.exchanges} for size in SIZES}
-    number = 0
+    numbers = itertools.count()
     for size, num_bytes in SIZES.items():
-        for round_ in range(warmup + repeats):
+        for round_ in range(warmup + rounds):
             for name, exchange in end.exchanges.items():
-                number += 1
-                began = time.perf_counter()
-                exchange(number, num_bytes)
-                if round_ >= warmup:
-                    seconds[size][name].append(time.perf_counter() - began)
-        print(
-            f"{size}: " + ", ".join(f"{n} {_ms(s)['median']:.3f} ms" for n, s in seconds[size].items()), file=sys.stderr
-        )
+                for turn in range(TURN):
+                    began = time.perf_counter()
+                    exchange(next(numbers), num_bytes)
+                    if round_ >= warmup and turn:
+                        seconds[size][name].append(time.perf_counter() - began)
+        medians = ", ".join(f"{name} {_ms(values)['median']:.3f} ms" for name, values in seconds[size].items())
+        print(f"{size}: {medians}", file=sys.stderr)
     return seconds
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
@@ -89,7 +90,7 @@ class GlooTransport(Transport):
         self._inbox: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # None: wake up
         self._gatherings: dict[tuple[int, tuple[int, ...]], Gathering] = {}
         self._up: set[int] = set()
-        self._is_closed = self._waits_for_sends = False
+        self._waits_for_sends = False
         note = {"devices": num_devices, "how": str(self.how)}
         self._links = {
             peer: GlooLink(
@@ -98,6 +99,8 @@ class GlooTransport(Transport):
             for peer in range(num_devices)
             if peer != rank
         }  # fmt: skip
+        # also at the interpreter's end, which threads that wait inside gloo must not outlive
+        self._end = weakref.finalize(self, _end, self._place, self._links, self._gatherings, timeout_s)
 
     @property
     def store(self) -> str:
@@ -143,18 +146,7 @@ class GlooTransport(Transport):
 
     def close(self) -> None:
         """What is not sent yet has a moment to go."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        for gathering in self._gatherings.values():
-            gathering.end()
-        for link in self._links.values():
-            link.close()
-        for link in self._links.values():
-            link.join()
-        for gathering in self._gatherings.values():
-            gathering.join(self._timeout_s)
-        self._place.leave()
+        self._end()
 
     def _post(self, peer: int, parts: Sequence[Part]) -> None:
         link = self._links.get(peer)
@@ -214,6 +206,23 @@ class GlooTransport(Transport):
         self.stats.frames_sent += len(devices) - 1
         self.stats.bytes_sent += (len(devices) - 1) * sum(map(len, parts))
         self.stats.send_s += time.perf_counter() - began
+
+
+def _end(
+    place: Place,
+    links: Mapping[int, GlooLink],
+    gatherings: Mapping[tuple[int, tuple[int, ...]], Gathering],
+    timeout_s: float,
+) -> None:
+    for gathering in gatherings.values():
+        gathering.end()
+    for link in links.values():
+        link.close()
+    for link in links.values():
+        link.join()
+    for gathering in gatherings.values():
+        gathering.join(timeout_s)
+    place.leave()
 
 
 def _bounded(timeout_s: float | None) -> float | None:
