@@ -199,6 +199,19 @@ def test_a_blocking_start_ends_when_a_newer_epoch_comes() -> None:
     two.close()
 
 
+def test_a_blocking_start_ends_at_the_deadline_of_the_wait_to_come() -> None:
+    """Which is what then names the silent one."""
+    one, two = gloo_mesh(2, overlaps=False)
+    began = time.monotonic()
+    started = one.start([], send_to=[], receive_from=[1], epoch=0, request=1, block=0, deadline=began + 0.3)
+    assert 0.25 < time.monotonic() - began < 2
+    with pytest.raises(PeerTimeout, match="device 1 sent no rows") as caught:
+        started.wait(began + 0.3)
+    assert caught.value.peers == (1,)
+    one.close()
+    two.close()
+
+
 def test_an_all_gather_that_one_never_joins_ends_at_the_deadline_and_the_next_epoch_works() -> None:
     """Who gave up in which collective is nobody's concern later: each epoch has its own group."""
     one, two = gloo_mesh(2, "all_gather")

@@ -116,8 +116,10 @@ class GlooTransport(Transport):
         epoch: int,
         request: int,
         block: int,
+        deadline: float | None = None,
     ) -> Exchange:
-        """As everywhere; without overlap it returns when all is sent and received, or after ``timeout_s``."""
+        """As everywhere; without overlap it returns when all is sent and received, or at the deadline, or after
+        ``timeout_s``."""
         peers = set(send_to)  # a collective without one of them would bring nothing to the others either
         gathers = self.how.mode == "all_gather" and peers and peers == set(receive_from) and peers <= self.connected()
         self._waits_for_sends = not self.how.overlaps
@@ -135,7 +137,8 @@ class GlooTransport(Transport):
             self._waits_for_sends = False
         if not self.how.overlaps:
             try:
-                exchange.wait_here(time.monotonic() + self._timeout_s)
+                in_time = time.monotonic() + self._timeout_s
+                exchange.wait_here(in_time if deadline is None else min(in_time, deadline))
             except PeerTimeout:
                 pass  # the exchange's own wait has the deadline that counts, and says who is late
         return exchange

@@ -138,10 +138,12 @@ class Transport(ABC):
         epoch: int,
         request: int,
         block: int,
+        deadline: float | None = None,
     ) -> Exchange:
         """Send the buffers to some peers at once; the returned exchange waits for what others send for the same block.
 
-        The buffers are copied: they may change as soon as this returns.
+        The buffers are copied: they may change as soon as this returns. ``deadline``: that of the wait to come, for
+        transports that can be told not to overlap (gloo), which wait in here.
         PeerLost if some peers cannot take it; the rest were sent to.
         """
         if send_to:
