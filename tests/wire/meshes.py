@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from threading import Thread
 
+from edgeprism.wire.gloo import GlooTransport, Mode
 from edgeprism.wire.keys import KeyPair, Peer
 from edgeprism.wire.transport import Transport
 from edgeprism.wire.zmq import ZmqTransport
@@ -45,5 +46,13 @@ def zmq_mesh(num_devices: int) -> list[Transport]:
     peers = [Peer(rank=t.rank, address=t.address, public_key=keys[t.rank].public) for t in mesh]
     for transport in mesh:
         transport.connect(peers)
+    in_threads(*(lambda t=t: t.wait_connected(soon()) for t in mesh))
+    return list(mesh)
+
+
+def gloo_mesh(num_devices: int, mode: Mode = "send_recv", overlaps: bool = True) -> list[Transport]:
+    """gloo transports over loopback, connected; device 0 keeps the store, and says how exchanges travel."""
+    first = GlooTransport(0, num_devices, "127.0.0.1:0", mode=mode, overlaps=overlaps)
+    mesh = [first, *(GlooTransport(rank, num_devices, first.store) for rank in range(1, num_devices))]
     in_threads(*(lambda t=t: t.wait_connected(soon()) for t in mesh))
     return list(mesh)

@@ -42,6 +42,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--local-workers", type=int, default=1, metavar="N", help="devices on this machine, this process included"
     )
+    parser.add_argument(
+        "--transport", metavar="T", help="between --local-workers: zmq (default), gloo or gloo:all_gather"
+    )
     parser.add_argument("--cluster", metavar="FILE", help="cluster file: the other devices, running edgeprism worker")
     parser.add_argument(
         "--key", metavar="FILE", help="this device's secret (default: NAME.secret beside the cluster file)"
@@ -73,6 +76,12 @@ def execute(args: argparse.Namespace) -> int:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     if args.threads is not None and args.local_workers > 1:
         raise InputError("--threads goes not with --local-workers, which give each device cores and threads of its own")
+    if args.transport not in (None, "zmq"):
+        from edgeprism.wire.gloo import GlooMode
+
+        GlooMode.parse(args.transport)
+    if args.transport is not None and args.local_workers == 1:
+        raise InputError("--transport is for --local-workers; workers of a cluster file use zmq, which has keys")
     plan = _plan(args)
     codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
     directory = config_directory(args.model)
@@ -139,7 +148,7 @@ def _cluster(args: argparse.Namespace, *, alone: bool) -> Cluster:
     if alone or (args.cluster is None and args.local_workers == 1):
         return Cluster.alone()
     if args.cluster is None:
-        return Cluster.spawn(args.local_workers)
+        return Cluster.spawn(args.local_workers, transport=args.transport or "zmq")
     return Cluster.from_file(args.cluster, key=args.key, require_all=args.require_all)
 
 

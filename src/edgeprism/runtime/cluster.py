@@ -107,15 +107,43 @@ class Cluster:
         return cls(mesh[0], close_workers=close_workers, shared_models=models)
 
     @classmethod
-    def spawn(cls, num_devices: int, *, share_cores: bool = False) -> Cluster:
+    def spawn(cls, num_devices: int, *, share_cores: bool = False, transport: str = "zmq") -> Cluster:
         """This process and ``num_devices`` - 1 child processes, connected over encrypted loopback sockets.
 
         Each device gets its own cores. PlanError when there are fewer cores than devices, unless they may share them.
+        ``transport``: ``zmq``, or torch.distributed's gloo without encryption: ``gloo``, ``gloo:all_gather``, and
+        ``gloo:blocking`` or ``gloo:all_gather,blocking``, which compute nothing while an exchange is under way.
         """
         from edgeprism.runtime.spawn import spawn_workers
 
         check_num_devices(num_devices)
-        return spawn_workers(num_devices, share_cores=share_cores)
+        return spawn_workers(num_devices, share_cores=share_cores, gloo=None if transport == "zmq" else transport)
+
+    @classmethod
+    def gloo(
+        cls,
+        store: str,
+        num_devices: int,
+        *,
+        transport: str = "gloo",
+        interface: str | None = None,
+        insecure: bool = False,
+        timeout_s: float = 5.0,
+        require_all: bool = False,
+    ) -> Cluster:
+        """This process as coordinator of devices that each run `edgeprism worker --transport gloo`.
+
+        ``store``: ``host:port`` on this device, by which the others find each other. ``transport``: as in ``spawn``;
+        the workers learn it. Nothing is encrypted, and nobody is asked who he is: off loopback only with ``insecure``.
+        A device that does not answer within seconds is left out until it does; with ``require_all`` that is a
+        PeerError. One that is silent for ``timeout_s`` is lost.
+        """
+        from edgeprism.runtime.gloo import connect_gloo
+
+        return connect_gloo(
+            store, num_devices, transport=transport, interface=interface, insecure=insecure, timeout_s=timeout_s,
+            require_all=require_all,
+        )  # fmt: skip
 
     @classmethod
     def from_file(cls, path: str | Path, *, key: str | Path | None = None, require_all: bool = False) -> Cluster:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import sys
 from typing import Any
 
 from edgeprism.wire.keys import KeyPair, Peer
+from edgeprism.wire.transport import Transport
 from edgeprism.wire.zmq import ZmqTransport
 
 
@@ -22,15 +24,25 @@ def main() -> None:
     introduction = _read_line()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, introduction["cores"])
+    with _transport(introduction) as transport:
+        _serve(transport, len(introduction["cores"]))
+
+
+def _transport(introduction: dict[str, Any]) -> Transport:
+    if "gloo" in introduction:
+        from edgeprism.wire.gloo import GlooTransport
+
+        gloo = GlooTransport(introduction["rank"], *introduction["gloo"])
+        _answer({"address": gloo.store})
+        return gloo
     keys = KeyPair(**introduction["keys"])
     transport = ZmqTransport(introduction["rank"], keys, watch_fd=sys.stdin.fileno())
     _answer({"address": transport.address})
     transport.connect(Peer.from_json(peer) for peer in _read_line()["peers"])
-    with transport:
-        _serve(transport, len(introduction["cores"]))
+    return transport
 
 
-def _serve(transport: ZmqTransport, num_threads: int) -> None:
+def _serve(transport: Transport, num_threads: int) -> None:
     parent = os.getppid()  # standard input may stay open when the parent dies: children that it forked hold it, too
 
     import torch  # only now: the coordinator connects while this takes its seconds
@@ -47,7 +59,10 @@ def _serve(transport: ZmqTransport, num_threads: int) -> None:
         model = load_pretrained(order.model, dtype=DTYPES[order.dtype])
         return adapt(model.to(torch.device(order.device)))  # type: ignore[arg-type]
 
-    Worker(transport, load, ends=lambda: os.getppid() != parent).serve()
+    def ends() -> bool:  # over ZeroMQ the transport watches standard input, too, and notices its end at once
+        return os.getppid() != parent or bool(select.select([sys.stdin.fileno()], [], [], 0)[0])
+
+    Worker(transport, load, ends=ends).serve()
 
 
 def _read_line() -> dict[str, Any]:

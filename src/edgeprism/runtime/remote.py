@@ -12,8 +12,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -29,11 +29,13 @@ from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_file import ClusterFile, own_keys
 from edgeprism.runtime.cluster_key import of_members
 from edgeprism.runtime.messages import Introduction, LoadOrder
-from edgeprism.runtime.service import Service
+from edgeprism.runtime.service import GlooService, Service
 from edgeprism.runtime.weights import WeightCache
 from edgeprism.runtime.worker import Fetch, Worker
 from edgeprism.wire.frame import NO_RANK
+from edgeprism.wire.gloo import GlooTransport
 from edgeprism.wire.keys import Peer
+from edgeprism.wire.transport import Transport
 from edgeprism.wire.zmq import ZmqTransport
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Clust
 
 
 def serve(
-    service: Service,
+    service: Service | GlooService,
     *,
     cache: WeightCache,
     device: str | None = None,
@@ -89,17 +91,30 @@ def serve(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with ZmqTransport(NO_RANK, service.keys, bind=f"tcp://{service.host}:{service.port}") as transport:
-        transport.connect([Peer(rank=0, public_key=service.coordinator)])
-        log.warning("listens on %s; serves the coordinator %s", transport.address, service.whom)
+    with _listen(service, announce) as transport:
         log.info("computes on %s", torch_device)
 
         def load(order: LoadOrder, fetch: Fetch) -> Model:
             return load_order(order, fetch, service.roots, cache, torch_device)
 
-        with nullcontext() if announce is None else announced(announce, transport.address, service.keys.public):
-            Worker(transport, load, ends=stop.is_set, stays=True).serve()
+        Worker(transport, load, ends=stop.is_set, stays=True).serve()
     log.warning("has ended")
+
+
+@contextmanager
+def _listen(service: Service | GlooService, announce: str | None) -> Iterator[Transport]:
+    if isinstance(service, GlooService):
+        with GlooTransport(
+            service.rank, service.num_devices, service.store, interface=service.interface, insecure=service.insecure
+        ) as gloo:
+            log.warning("is device %d of %d; store %s", service.rank, service.num_devices, service.store)
+            yield gloo
+        return
+    with ZmqTransport(NO_RANK, service.keys, bind=f"tcp://{service.host}:{service.port}") as transport:
+        transport.connect([Peer(rank=0, public_key=service.coordinator)])
+        log.warning("listens on %s; serves the coordinator %s", transport.address, service.whom)
+        with nullcontext() if announce is None else announced(announce, transport.address, service.keys.public):
+            yield transport
 
 
 def load_order(

@@ -29,9 +29,13 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 3.0
 
 
-def spawn_workers(num_devices: int, *, share_cores: bool = False) -> Cluster:
-    """This process as device 0, and ``num_devices`` - 1 children. PeerError when a child does not come up."""
+def spawn_workers(num_devices: int, *, share_cores: bool = False, gloo: str | None = None) -> Cluster:
+    """This process as device 0, and ``num_devices`` - 1 children. PeerError when a child does not come up.
+
+    ``gloo``: how they talk over gloo, as ``GlooMode`` writes it, instead of over ZeroMQ."""
     cores = divide_cores(num_devices, share=share_cores)
+    if gloo is not None:
+        return _spawn_over_gloo(num_devices, cores, gloo)
     keys = [KeyPair.generate() for _ in range(num_devices)]
     children: list[subprocess.Popen[bytes]] = []
     transport: ZmqTransport | None = None
@@ -59,6 +63,27 @@ def spawn_workers(num_devices: int, *, share_cores: bool = False) -> Cluster:
         pids=[child.pid for child in children],
         key=of_processes(cores),
     )
+
+
+def _spawn_over_gloo(num_devices: int, cores: Sequence[tuple[int, ...]], text: str) -> Cluster:
+    from edgeprism.wire.gloo import GlooMode, GlooTransport
+
+    how = GlooMode.parse(text)
+    children: list[subprocess.Popen[bytes]] = []
+    with on_cores(cores[0]):
+        transport = GlooTransport(0, num_devices, "127.0.0.1:0", mode=how.mode, overlaps=how.overlaps)
+    try:
+        for rank in range(1, num_devices):
+            children.append(_start(len(cores[rank])))
+            _tell(children[-1], {"rank": rank, "cores": cores[rank], "gloo": [num_devices, transport.store]})
+        for rank, child in enumerate(children, start=1):
+            _answer(child, rank)
+        transport.wait_connected(time.monotonic() + START_TIMEOUT_S)
+    except BaseException:
+        transport.close()
+        _stop(children)
+        raise
+    return Cluster(transport, close_workers=lambda: _stop(children), cores=cores[0], pids=[c.pid for c in children])
 
 
 def _start(num_threads: int) -> subprocess.Popen[bytes]:

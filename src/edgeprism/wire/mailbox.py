@@ -75,6 +75,10 @@ class Mailbox:
         frame = self._data.get(sender, {}).pop((epoch, request, block), None)
         return None if frame is None else self._count(frame, -1)
 
+    def look_for_data(self, sender: int, epoch: int, request: int, block: int) -> Frame | None:
+        """The same frame, which stays."""
+        return self._data.get(sender, {}).get((epoch, request, block))
+
     def take_control(self, kinds: Collection[Kind], senders: Collection[int], epoch: int, request: int) -> Frame | None:
         """The oldest control frame that matches, leaving the others in order."""
         for index, frame in enumerate(self._control):

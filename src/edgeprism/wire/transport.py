@@ -138,10 +138,12 @@ class Transport(ABC):
         epoch: int,
         request: int,
         block: int,
+        deadline: float | None = None,
     ) -> Exchange:
         """Send the buffers to some peers at once; the returned exchange waits for what others send for the same block.
 
-        The buffers are copied: they may change as soon as this returns.
+        The buffers are copied: they may change as soon as this returns. ``deadline``: that of the wait to come, for
+        transports that can be told not to overlap (gloo), which wait in here.
         PeerLost if some peers cannot take it; the rest were sent to.
         """
         if send_to:
@@ -461,6 +463,18 @@ class Exchange:
         def take(peer: int) -> Frame | None:
             return mailbox.take_data(peer, self.epoch, self.request, self.block)
 
+        return self._wait(take, deadline)
+
+    def wait_here(self, deadline: float) -> None:
+        """Wait likewise until all frames are here, and leave them for ``wait``."""
+        mailbox = self.transport._mailbox
+
+        def look(peer: int) -> Frame | None:
+            return mailbox.look_for_data(peer, self.epoch, self.request, self.block)
+
+        self._wait(look, deadline)
+
+    def _wait(self, take: Callable[[int], Frame | None], deadline: float) -> dict[int, Frame]:
         return self.transport._gather(
             take, self.receive_from, deadline, self.epoch, self.request, f"rows of block {self.block}"
         )

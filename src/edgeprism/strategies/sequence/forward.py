@@ -168,6 +168,7 @@ class SequenceForward:
             epoch=self._work.epoch,
             request=self._work.request,
             block=index,
+            deadline=self._deadline,
         )
         return exchange, y, own
 
