@@ -172,14 +172,14 @@ def test_a_sweep_that_is_broken_off_goes_on(home: Path, tmp_path: Path) -> None:
     given = [sys.executable, "-m", "edgeprism", "profile", str(home / "model"), *SHORT, "--out", str(path)]
     given[given.index("1,4")] = "1,2,4,8,16,32,64"
     given[4] = str(home / "larger")
-    make(ARCHITECTURE, hidden_size=512, intermediate_size=2048, image_size=128).save_pretrained(home / "larger")
+    make(ARCHITECTURE, hidden_size=512, intermediate_size=2048, image_size=224).save_pretrained(home / "larger")
     running = subprocess.Popen(given, stderr=subprocess.PIPE, text=True, preexec_fn=_minds_interrupts)
     assert running.stderr is not None
     said = ""
     while "| 0/" not in said:  # the bar of the sweep has begun
         said += running.stderr.read(1)
         assert running.poll() is None, said
-    time.sleep(2.0)
+    time.sleep(3.0)  # until the other device has done something, too
     running.send_signal(signal.SIGINT)
     rest = running.communicate(timeout=60)[1]
     assert running.returncode == 130, rest

@@ -186,3 +186,13 @@ def test_bad_settings_are_refused(objective: str, drop: float | None) -> None:
 def test_codec_names_of_the_map() -> None:
     """Codec names of the map are codecs."""
     assert [str(CodecSpec.parse(name)) for name in performance_map().codecs] == list(performance_map().codecs)
+
+
+def test_a_stream_of_single_samples() -> None:
+    """Keeps every device busy that adds to the rate, each in proportion to its speed."""
+    found = performance_map((1.0, 0.5))
+    decision = policy(found, objective="throughput").decide(1, 197, network(400, found))
+    assert decision.is_stream
+    assert decision.chosen.plan.shares[0] == pytest.approx(2 / 3, abs=0.05)
+    assert decision.chosen.score == pytest.approx(decision.local.score * 2 / 3, rel=0.05)
+    assert not policy(found).decide(1, 197, network(400, found)).is_stream

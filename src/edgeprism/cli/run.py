@@ -133,7 +133,7 @@ def _auto(args: argparse.Namespace) -> AutoSettings:
     from edgeprism.runtime.auto import AutoSettings
 
     given = {
-        "objective": args.objective,
+        "objective": args.objective or ("throughput" if args.stream else None),
         "max_accuracy_drop": args.max_accuracy_drop,
         "performance_map": args.map,
         "accuracy_file": args.accuracy_file,

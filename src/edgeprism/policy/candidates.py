@@ -67,6 +67,15 @@ class Candidates:
         refined = [self._refined(*one) for one in shared[:NUM_REFINED]]
         return sorted([*found, *refined, *shared[NUM_REFINED:]], key=_total_s)
 
+    def alone(self) -> dict[int, Prediction]:
+        """Each device with the whole request."""
+        plans = {
+            device: Plan(strategy="replica", shares=_only(device, self._num_devices))
+            for device in self._ready
+            if device != COORDINATOR
+        }
+        return {device: self.predict(plan) for device, plan in {COORDINATOR: Plan.local(), **plans}.items()}
+
     def _sets(self, *, at_least: int) -> Iterator[tuple[int, ...]]:
         if len(self._ready) <= ALL_SETS_UP_TO:
             for size in range(at_least, len(self._ready) + 1):

@@ -59,8 +59,15 @@ class Decision:
     kept: bool
     """Whether another was better, but not by enough to leave the plan in use."""
     local: Candidate
+    batch: int
     objective: str
     max_accuracy_drop: float | None
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether single samples are to run several at once, one on each device."""
+        is_single = self.objective == "throughput" and self.chosen.plan.strategy == "replica" and self.batch == 1
+        return is_single and sum(share > 0 for share in self.chosen.plan.shares) > 1
 
     @property
     def reason(self) -> str:
@@ -180,6 +187,8 @@ class Policy:
         found = [
             self._candidate(plan, prediction, batch, num_tokens, now_s) for plan, prediction in comparing.all(codecs)
         ]
+        if self._objective == "throughput" and batch == 1:
+            found += self._streams(comparing, num_tokens, now_s)
         found.sort(key=lambda one: one.score)
         local = next(one for one in found if one.plan.strategy == "local")
         best = chosen = found[0]
@@ -197,9 +206,27 @@ class Policy:
             left_out=tuple(left_out),
             kept=chosen is not best,
             local=local,
+            batch=batch,
             objective=self._objective,
             max_accuracy_drop=self._budget,
         )
+
+    def _streams(self, comparing: Candidates, num_tokens: int, now_s: float) -> list[Candidate]:
+        """Single samples under `replica`, several at once, one on each device: seconds a sample is the time between
+        two that are done, and each takes as long as its device does."""
+        alone = comparing.alone()
+        local = Plan.local()
+        found = []
+        for last in range(2, len(alone) + 1):
+            used = dict(sorted(alone.items(), key=lambda pair: pair[1].total_s)[:last])
+            rates = {
+                device: 1 / (one.total_s * self.correction(local, 1, num_tokens, now_s)) for device, one in used.items()
+            }
+            shares = tuple(rates.get(device, 0.0) / sum(rates.values()) for device in range(len(self._map.devices)))
+            plan = Plan(strategy="replica", shares=shares)
+            slowest = max(used.values(), key=lambda one: one.total_s)
+            found.append(Candidate(plan=plan, prediction=slowest, correction=1.0, score=1 / sum(rates.values())))
+        return found
 
     def _candidate(self, plan: Plan, prediction: Prediction, batch: int, num_tokens: int, now_s: float) -> Candidate:
         correction = self.correction(plan, batch, num_tokens, now_s)

@@ -45,6 +45,7 @@ class TablePolicy(Policy):
             left_out=("every plan but one device and tokens shared with means: --policy table knows no other",),
             kept=False,
             local=local,
+            batch=batch,
             objective=self._objective,
             max_accuracy_drop=self._budget,
         )

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_FACTOR = 8.0
 MIN_PROBE_TIMEOUT_S = 0.02
+MAX_PROBES = 8  # of suspected links before a request: it must not wait for a network that never stands still
 MIN_PATIENCE_S = 0.1
 LATE = 1.2
 """A request with others is given up, and run here, when it has taken so many times as long as one here would."""
@@ -47,7 +48,10 @@ class Adaptive:
 
     def decide(self, batch: int, num_tokens: int, ready: Collection[int]) -> Decision:
         """The plan for a request; links under suspicion are probed first."""
-        while (device := self._estimate.due(time.monotonic(), only_suspected=True)) is not None:
+        for _ in range(MAX_PROBES):
+            device = self._estimate.due(time.monotonic(), only_suspected=True)
+            if device is None:
+                break
             self._probe(device)
         now_s = time.monotonic()
         return self._policy.decide(

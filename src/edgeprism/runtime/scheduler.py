@@ -16,6 +16,7 @@ from typing import Any
 from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import InputError, RequestAborted
 from edgeprism.models.model import Model, only
+from edgeprism.policy.choose import Decision
 from edgeprism.runtime.adaptive import Adaptive
 from edgeprism.runtime.answers import Answer, RequestQueue
 from edgeprism.runtime.coordinator import Coordinator, Outcome
@@ -93,10 +94,13 @@ class Scheduler:
             only(answer._inputs, *self._model.input_names)
             if self._is_single(answer):
                 return self._singles.offer(answer)
+            decision = self._decision(answer)
+            if decision is not None and decision.is_stream:
+                return self._singles.offer(answer)
             if self._singles.num_in_hand:
                 return False
-            if answer._plan == "auto" and self._adaptive is not None:
-                outcome = self._choose(answer._inputs, self._adaptive)
+            if decision is not None and self._adaptive is not None:
+                outcome = self._choose(answer._inputs, decision, self._adaptive)
                 trace = outcome.trace
             else:
                 plan = self.coordinator.plan_of(answer._plan, answer._codec)
@@ -113,15 +117,22 @@ class Scheduler:
         self._queue.finish(answer, outcome.output)
         return True
 
-    def _choose(self, inputs: dict[str, Any], adaptive: Adaptive) -> Outcome:
+    def _choose(self, inputs: dict[str, Any], decision: Decision, adaptive: Adaptive) -> Outcome:
         """One request by the plan that is best now."""
-        adaptive.probe()
-        decision = adaptive.decide(batch_of(inputs), self._model.num_tokens(inputs), self.coordinator.ready())
         outcome = self.coordinator.forward(
             inputs, decision.chosen.plan, patience_s=adaptive.patience_s(decision)
         )  # fmt: skip
         adaptive.learn(outcome.trace)
         return Outcome(outcome.output, replace(outcome.trace, note=decision.reason))
+
+    def _decision(self, answer: Answer) -> Decision | None:
+        """What the policy says to a request under plan `auto`; None where there is none, or it is not asked."""
+        if answer._plan != "auto" or self._adaptive is None:
+            return None
+        if not self._singles.num_in_hand:
+            self._adaptive.probe()
+        inputs = answer._inputs
+        return self._adaptive.decide(batch_of(inputs), self._model.num_tokens(inputs), self.coordinator.ready())
 
     def _is_single(self, answer: Answer) -> bool:
         return answer._plan == "replica" and self._transport.num_devices > 1 and batch_of(answer._inputs) == 1
