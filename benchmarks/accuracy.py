@@ -71,7 +71,7 @@ def demo_vit_for_means() -> Path:
 
 def finetuned(model: Path, name: str, codec: str, *options: object) -> Path:
     """A directory in the cache that `edgeprism finetune` writes, once."""
-    from edgeprism.runtime.weights import cache_root
+    from edgeprism.runtime.cache import cache_root
 
     directory = cache_root() / "models" / name
     if not directory.exists():

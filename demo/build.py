@@ -26,7 +26,7 @@ from demo.adaptors import merge
 from demo.backbone import ONNX_SHA256, BackboneUnavailable, load_backbone
 from demo.model import model_config, processor_config
 from edgeprism.models.load import no_progress_bar
-from edgeprism.runtime.weights import cache_root
+from edgeprism.runtime.cache import cache_root
 
 NAME = "vit-s14-cifar10"
 ADAPTORS_PATH = Path(__file__).resolve().parent / "cifar10_adaptors.safetensors"

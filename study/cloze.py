@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edgeprism.runtime.weights import cache_root
+from edgeprism.runtime.cache import cache_root
 from study.novels import LINES_SHA256, SPLITS, CannotBuild, Chapters, chapters_of, sha256, texts
 
 NAME = "austen-cloze"

@@ -34,7 +34,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, g
 from demo.provenance import provenance
 from edgeprism.evaluate.language import losses_of
 from edgeprism.models.load import no_progress_bar
-from edgeprism.runtime.weights import cache_root
+from edgeprism.runtime.cache import cache_root
 from study import novels
 
 NAME = "gpt2-austen"

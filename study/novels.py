@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgeprism.runtime.weights import cache_root
+from edgeprism.runtime.cache import cache_root
 from study.r_data import Unreadable, read_database
 
 NAME = "austen"

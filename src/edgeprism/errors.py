@@ -11,6 +11,7 @@ EdgeprismError
 │   └── PeerFault                       it answered with an error of its own
 ├── QueueFull                           more requests wait than the caller allows; this one was dropped or refused
 ├── SourceEnded                         a camera or a stream stopped giving pictures: exit status 1
+├── SensorError                         an energy sensor gives no reading, or none any more
 ├── RequestAborted                      the coordinator gave this request up; a worker only unwinds
 └── FrameError                          bytes on the wire that break the frame format
     └── ForeignProtocol                 a frame of another protocol number
@@ -65,6 +66,10 @@ class QueueFull(EdgeprismError):
 
 class SourceEnded(EdgeprismError):
     """A camera or a stream, which has no end of its own, gives no more pictures."""
+
+
+class SensorError(EdgeprismError):
+    """An energy sensor gives no reading, or none any more; the message says why and, where there is one, what helps."""
 
 
 class RequestAborted(EdgeprismError):

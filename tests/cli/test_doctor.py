@@ -108,7 +108,7 @@ def test_this_device_has_a_line_for_each_check(capsys: pytest.CaptureFixture[str
     found = [LINE.fullmatch(line) for line in lines]
     names = [match[2].strip() for match in found if match]
     assert len(names) == len(lines)
-    assert {*names} >= {"edgeprism", "torch", "transformers", "cpu", "cores", "memory", "disk", "cpu clock", "power"}
+    assert {*names} >= {"edgeprism", "torch", "transformers", "cpu", "cores", "memory", "disk", "cpu clock", "energy"}
 
 
 def test_the_document_has_numbers_with_units(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeprism.runtime.machine import cpu_clock, cpu_quota, has_nvidia_device, memory_available_bytes, power_sensors
+from edgeprism.runtime.machine import cpu_clock, cpu_quota, has_nvidia_device, memory_available_bytes
 
 MB = 2**20
 
@@ -81,20 +81,8 @@ def test_the_clock_of_a_board(tmp_path: Path) -> None:
     assert (clock.governors, clock.drivers) == (("ondemand",), ("cpufreq-dt",))
 
 
-@pytest.mark.parametrize(
-    ("files", "name"),
-    [
-        ({"sys/class/hwmon/hwmon3/name": "ina3221\n", "sys/class/hwmon/hwmon3/curr1_input": "5\n"}, "INA3221"),
-        ({"proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0", "dev/vcio": ""}, "pmic_read_adc"),
-        ({"sys/class/powercap/intel-rapl:0/energy_uj": "5\n"}, "RAPL"),
-        ({"dev/nvidia0": ""}, "NVML"),
-    ],
-)
-def test_power_sensors(tmp_path: Path, files: dict[str, str], name: str) -> None:
-    """Each kind is found where its kernel puts it, and said to be closed where its file is missing."""
-    tree(tmp_path, {"sys/class/hwmon/hwmon0/name": "cpu_thermal\n", "proc/device-tree/model": "Raspberry Pi 4"})
-    assert power_sensors(tmp_path) == ()
-    (sensor,) = power_sensors(tree(tmp_path, files))
-    assert name in sensor.name
-    assert sensor.is_readable
-    assert has_nvidia_device(tmp_path) == (name == "NVML")
+@pytest.mark.parametrize("name", ["nvidia0", "nvhost-gpu", "nvhost-ctrl-gpu"])
+def test_a_gpu_that_cuda_could_run_on(tmp_path: Path, name: str) -> None:
+    """A card's device node, or a Jetson's."""
+    assert not has_nvidia_device(tree(tmp_path, {"dev/null": ""}))
+    assert has_nvidia_device(tree(tmp_path, {f"dev/{name}": ""}))

@@ -35,7 +35,7 @@ DEFAULT_BATCH = 16
 DEFAULT_WINDOW = 512
 PATIENCE_S = 60.0
 """The devices are threads of this process: slow at times, never gone."""
-ATTEMPTS, PAUSE_S = 3, 1.0
+ATTEMPTS, PAUSE_S = 3, 6.0  # longer than a device that was late is left out: this process may have been stopped
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -140,7 +140,7 @@ def _check(args: argparse.Namespace) -> _Job:
     from edgeprism.evaluate.compare import AGREEMENT, choose_metrics
     from edgeprism.evaluate.datasets.registry import load_dataset
     from edgeprism.evaluate.labels import check_head, head_labels, match_labels
-    from edgeprism.runtime.weights import cache_root
+    from edgeprism.runtime.cache import cache_root
 
     dataset = load_dataset(args.dataset, split=args.split, data=args.data).first(args.limit)
     check_head(dataset, spec)

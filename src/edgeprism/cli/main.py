@@ -16,7 +16,19 @@ from typing import Any, NoReturn
 
 from edgeprism.errors import EdgeprismError, InputError
 
-_COMMANDS = ("run", "plan", "evaluate", "calibrate", "finetune", "doctor", "worker", "keys", "discover")
+_COMMANDS = (
+    "run",
+    "plan",
+    "profile",
+    "plots",
+    "evaluate",
+    "calibrate",
+    "finetune",
+    "doctor",
+    "worker",
+    "keys",
+    "discover",
+)
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

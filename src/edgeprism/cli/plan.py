@@ -9,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeprism.cli import auto_options
+from edgeprism.cli.plan_auto import decide
 from edgeprism.cli.source import config_directory, tokens_of_pictures
-from edgeprism.errors import PlanError
+from edgeprism.errors import InputError, PlanError
+from edgeprism.policy.explain import as_document, as_text
 from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.cost import Cost, DeviceCost
 from edgeprism.specs.model import ModelSpec, element_bytes_of
@@ -37,18 +40,30 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="samples in the request (default: 1)")
     parser.add_argument("--length", type=int, metavar="N", help="tokens of a sample, for text models")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as the model is stored)")
+    parser.add_argument("--cluster", metavar="FILE", help="cluster file: the devices that plan auto chooses among")
+    parser.add_argument(
+        "--local-workers", type=int, default=1, metavar="N", help="the same on this machine, this process included"
+    )
+    parser.add_argument("--explain", action="store_true", help="every candidate of plan auto, and why")
+    parser.add_argument("--rate", type=float, metavar="MBIT", help="as if every link had this rate, in Mbit/s")
+    auto_options.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def execute(args: argparse.Namespace) -> int:
     """Count and print. InputError (one line, exit 2) for whatever cannot be carried out."""
     notes: list[str] = []
+    auto_options.check(args)
+    if args.plan != "auto" and (args.explain or args.rate is not None):
+        raise InputError(f"--explain and --rate belong to --plan auto, and the plan is {args.plan}")
     plan = _make_plan(args, notes)
     directory = config_directory(args.model)
     model = ModelSpec.from_directory(directory)
     plan = replace(plan, codec=model.narrower(plan.codec)) if plan.strategy == "sequence" else plan
     dtype = args.dtype or model.dtype
     num_tokens = _num_tokens(args.length, model, directory, notes)
+    decision = decide(args, directory, dtype, num_tokens, notes) if args.plan == "auto" else None
+    plan = plan if decision is None else decision.chosen.plan
     request = {"num_tokens": num_tokens, "batch": args.batch, "element_bytes": element_bytes_of(dtype)}
     cost = count(model, plan, **request)
     document = {
@@ -61,9 +76,14 @@ def execute(args: argparse.Namespace) -> int:
         **_counts(cost, one_device=count(model, Plan.local(), **request).devices[0]),
         "note": "; ".join(notes) or None,
     }
+    if decision is not None:
+        document["decision"] = as_document(decision)
     for note in notes:
         print(f"edgeprism: note: {note}", file=sys.stderr)
-    print(json.dumps(document, indent=2) if args.json else _as_text(document))
+    if decision is not None and args.explain and not args.json:
+        print(as_text(decision))
+    else:
+        print(json.dumps(document, indent=2) if args.json else _as_text(document))
     return 0
 
 
@@ -71,8 +91,6 @@ def _make_plan(args: argparse.Namespace, notes: list[str]) -> Plan:
     """The plan that the options ask for; what they ask for in vain goes into ``notes``."""
     codec, shares = CodecSpec.parse(args.codec), _shares(args)
     strategy = "local" if args.plan == "auto" else args.plan
-    if args.plan == "auto":
-        notes.append("plan auto is local until there is a policy; name a strategy with --plan to count it")
     if strategy != "sequence" and codec != EXACT:
         notes.append(f"codec {codec} has no effect under {strategy}: only sequence exchanges rows")
     if strategy == "local":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.cli import stream_options
+from edgeprism.cli import auto_options, stream_options
 from edgeprism.cli.screen import Screen
 from edgeprism.cli.source import check_cluster, config_directory, names_of, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
@@ -23,6 +23,7 @@ from edgeprism.strategies.registry import count
 from edgeprism.tasks.pictures import check_image, is_picture
 
 if TYPE_CHECKING:
+    from edgeprism.runtime.auto import AutoSettings
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import Engine
     from edgeprism.tasks.frames import Source
@@ -61,12 +62,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--top", type=int, default=5, metavar="K", help="labels to show (default: 5)")
     parser.add_argument("--max-new-tokens", type=int, default=20, metavar="N", help="length of a continuation")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    auto_options.add_arguments(parser)
     stream_options.add_arguments(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
     """Run and print. InputError (one line, exit 2) for whatever cannot be used."""
     stream_options.check_options(args)
+    auto_options.check(args)
     for name in ("batch", "top", "max_new_tokens", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -89,10 +92,10 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, source: Source | None) -> int:
-    alone = plan in ("auto", "local")
+    alone = plan == "local"
     if alone and (args.local_workers > 1 or args.cluster):
         which = "--plan replica" if source else "another with --plan"
-        _say(f"plan {plan} uses this process alone; name {which} to use the other devices")
+        _say(f"plan local uses this process alone; name {which} to use the other devices")
     _say("loading torch and the model")
     need_torch()
     import torch
@@ -114,6 +117,7 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
             codec=codec,
             device=args.device,
             dtype=args.dtype,
+            auto=_auto(args),
             **stream_options.queue_settings(args, source, cluster),
         ) as engine,
     ):
@@ -123,6 +127,19 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
     which = f"the last of {len(document['traces'])} requests: " if len(document["traces"]) > 1 else ""
     print(json.dumps(document, indent=2) if args.json else f"\n{which}{screen.named(document['summary'])}")
     return 0
+
+
+def _auto(args: argparse.Namespace) -> AutoSettings:
+    from edgeprism.runtime.auto import AutoSettings
+
+    given = {
+        "objective": args.objective,
+        "max_accuracy_drop": args.max_accuracy_drop,
+        "performance_map": args.map,
+        "accuracy_file": args.accuracy_file,
+        "policy": args.policy,
+    }
+    return AutoSettings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _cluster(args: argparse.Namespace, *, alone: bool) -> Cluster:

@@ -74,8 +74,9 @@ def execute(args: argparse.Namespace) -> int:
     for handler in logging.getLogger().handlers:
         handler.addFilter(LogBudget())
     need_torch()
+    from edgeprism.runtime.cache import cache_root
     from edgeprism.runtime.remote import serve
-    from edgeprism.runtime.weights import WeightCache, cache_root
+    from edgeprism.runtime.weights import WeightCache
 
     cache = WeightCache(args.cache or cache_root() / "weights", int(args.cache_gb * 1e9))
 

@@ -19,7 +19,7 @@ from edgeprism.codecs.calibration import Calibration, missing
 from edgeprism.errors import FrameError, InputError
 from edgeprism.models.load import directory_of
 from edgeprism.models.manifest import fingerprint
-from edgeprism.runtime.weights import cache_root
+from edgeprism.runtime.cache import cache_root
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec
 from edgeprism.strategies.meter import Meter

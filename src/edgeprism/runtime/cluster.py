@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgeprism.errors import PeerError
+from edgeprism.runtime.cluster_key import of_threads
 from edgeprism.runtime.device_thread import ClusterClosed, DeviceThread
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.worker import Fetch, Worker
@@ -38,8 +39,17 @@ class Cluster:
         cores: tuple[int, ...] | None = None,
         pids: Sequence[int] = (),
         introductions: Mapping[int, Introduction] | None = None,
+        key: str = "",
+        names: Sequence[str] = (),
+        option: str = "",
     ) -> None:
         self.transport = transport
+        self.names = tuple(names) or tuple(f"device {rank}" for rank in range(transport.num_devices))
+        """What its devices are called, the coordinator first."""
+        self.key = key or of_threads(transport.num_devices)
+        """What tells this cluster from others, in hex: a performance map belongs to one."""
+        self.option = option or f"--local-workers {transport.num_devices}"
+        """How a command line says which cluster it is."""
         self.pids = tuple(pids)
         """Process ids of the spawned devices, device 1 first."""
         self.cores = cores

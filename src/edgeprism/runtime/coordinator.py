@@ -22,7 +22,7 @@ from edgeprism.runtime.accelerator import TOLERANCES, block_rows, difference
 from edgeprism.runtime.calibrations import ready_for, tables_to_send
 from edgeprism.runtime.job import WORKERS_PART, JobRun, Results, as_sent, replica_job
 from edgeprism.runtime.membership import Membership
-from edgeprism.runtime.messages import Job, LoadOrder
+from edgeprism.runtime.messages import MAX_TIMEOUT_S, Job, LoadOrder
 from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.probe import versions
 from edgeprism.runtime.speed import measure_speed
@@ -91,6 +91,7 @@ class Coordinator:
         self._reference = block_rows(model)
         self._numbers, self._request_number = numbers, 0
         self._running: Request | None = None
+        self._limit_s = MAX_TIMEOUT_S
 
     def load_workers(self, order: LoadOrder, weights: WeightFiles | None = None) -> None:
         """Has every worker load the model; those that cannot are left out, with a warning. ``weights`` are sent to
@@ -141,9 +142,11 @@ class Coordinator:
         known = (speeds.get(device, 0.0) for device in range(self._transport.num_devices))
         return tuple(own if abs(speed - own) <= 0.1 * own else speed for speed in known)
 
-    def forward(self, inputs: dict[str, Any], plan: Plan) -> Outcome:
-        """One forward pass. A device that fails is named in the trace; the output is right all the same."""
+    def forward(self, inputs: dict[str, Any], plan: Plan, *, patience_s: float | None = None) -> Outcome:
+        """One forward pass. A device that fails is named in the trace; the output is right all the same. After
+        ``patience_s`` it is run here, whatever the others do."""
         started_s = time.monotonic()
+        self._limit_s = MAX_TIMEOUT_S if patience_s is None else patience_s
         plan, left_out = self._feasible(plan)
         if plan.strategy == "local":
             return self._local(inputs, started_s, left_out=left_out)
@@ -163,7 +166,7 @@ class Coordinator:
         When a device fails, the trace's ``failures`` say so: what was emitted until then is right, and the caller goes
         on from there.
         """
-        started_s = time.monotonic()
+        started_s, self._limit_s = time.monotonic(), MAX_TIMEOUT_S
         plan, left_out = self._feasible(plan)
         request = self._token_request(tokens, plan, settings)
         try:
@@ -189,7 +192,9 @@ class Coordinator:
         linked = plan.strategy != "replica"  # whose devices send each other nothing
         ready = self.ready(linked=linked)
         shares = [share if device in ready else 0.0 for device, share in enumerate(plan.shares)]
-        is_shared = sum(share > 0 for share in shares) > 1
+        used = [device for device, share in enumerate(shares) if share > 0]
+        # whole samples may all go to one other device; tokens are shared by several or not at all
+        is_shared = len(used) > 1 or (plan.strategy == "replica" and used not in ([], [0]))
         if shares == list(plan.shares):
             return plan if is_shared else Plan.local(), ()
         absent, total = self._members.absent(linked=linked), sum(shares)
@@ -360,7 +365,8 @@ class Coordinator:
         speeds = [speed for speed, share in zip(self.speeds(), plan.shares, strict=False) if share and speed]
         compute_s = cost.busiest.macs / min(speeds, default=self._members.macs_per_s[0])
         num_bytes = sum(device.bytes_sent for device in cost.devices)
-        return self._patience.timeout_s(kind, of=EVERYBODY, compute_s=compute_s, num_bytes=num_bytes)
+        timeout_s = self._patience.timeout_s(kind, of=EVERYBODY, compute_s=compute_s, num_bytes=num_bytes)
+        return min(timeout_s, self._limit_s) if self._patience.knows(kind) else timeout_s
 
     def _trace(self, request: Request, started_s: float, devices: tuple[DeviceTrace, ...]) -> Trace:
         trace = Trace(
@@ -381,8 +387,9 @@ class Coordinator:
         """Speeds as seen at work: whole samples on every device, so the figures can be compared."""
         cost, speeds = self._cost(trace.plan, trace.batch, trace.num_tokens), self._members.macs_per_s
         for device in trace.devices:
-            if device.compute_s > 0 and device.device in speeds:
-                seen = self._members.plausible(cost.devices[device.device].macs / device.compute_s)
+            macs = cost.devices[device.device].macs
+            if device.compute_s > 0 and macs > 0 and device.device in speeds:
+                seen = self._members.plausible(macs / device.compute_s)
                 speeds[device.device] += NEW_SPEED_WEIGHT * (seen - speeds[device.device])
 
     def _cost(self, plan: Plan, batch: int, num_tokens: int) -> Cost:

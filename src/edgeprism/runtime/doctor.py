@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from edgeprism.errors import InputError
+from edgeprism.profiler.energy.find import find_sensor
+from edgeprism.runtime.cache import cache_root
 from edgeprism.runtime.check import Check, Status
 from edgeprism.runtime.cores import available_cores
 from edgeprism.runtime.machine import (
@@ -25,10 +27,8 @@ from edgeprism.runtime.machine import (
     cpu_quota,
     has_nvidia_device,
     memory_available_bytes,
-    power_sensors,
 )
 from edgeprism.runtime.probe import versions
-from edgeprism.runtime.weights import cache_root
 from edgeprism.wire.frame import PROTOCOL
 
 HERE = "this device"
@@ -55,7 +55,7 @@ def device_checks(device: str | None) -> Iterator[Check]:
     yield memory_check(HERE, memory_available_bytes())
     yield _disk_check()
     yield _clock_check()
-    yield _power_check()
+    yield _energy_check()
 
 
 def memory_check(about: str, free_bytes: int | None, *, is_of_peer: bool = False) -> Check:
@@ -176,7 +176,7 @@ def _num_threads() -> int | None:
     return int(torch.get_num_threads())
 
 
-# Memory, disk, clock, power
+# Memory, disk, clock, energy
 
 
 def _disk_check() -> Check:
@@ -214,19 +214,9 @@ def _clock_check() -> Check:
     return _check("cpu clock", "warn" if is_capped else "ok", value, advice, **measured)
 
 
-def _power_check() -> Check:
-    sensors = power_sensors()
-    if not sensors:
-        return _check("power", "ok", "no sensor: energy will be estimated")
-    value = ", ".join(sensor.name for sensor in sensors)
-    closed = [sensor for sensor in sensors if not sensor.is_readable]
-    if not closed:
-        return _check("power", "ok", value)
-    command = "sudo usermod -aG video $USER, and log in again"
-    if closed[0].name == "RAPL":
-        command = f"sudo chmod a+r {closed[0].path}"
-    advice = f"to measure energy instead of estimating it: {command}"
-    return _check("power", "warn", f"{value}; this user may not read {closed[0].name}", advice)
+def _energy_check() -> Check:
+    sensor = find_sensor()
+    return _check("energy", "warn" if sensor.notes else "ok", sensor.source, "; ".join(sensor.notes))
 
 
 def _short(path: Path) -> str:

@@ -8,11 +8,11 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,22 +28,27 @@ from edgeprism.models.registry import adapt
 from edgeprism.models.text import CausalLM, check_ids
 from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
+from edgeprism.runtime.auto import AutoSettings, NoMap, find_map, make_adaptive, tables_for
 from edgeprism.runtime.calibrations import find
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
+from edgeprism.runtime.generation import goes_on_exactly, greedy_settings, inferred_mask
 from edgeprism.runtime.messages import LoadOrder
 from edgeprism.runtime.scheduler import NOT_OURS, Scheduler, noted
 from edgeprism.runtime.trace import Trace
 from edgeprism.runtime.weights import WeightFiles
 from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.model import ModelSpec
+from edgeprism.specs.performance_map import PerformanceMap
 from edgeprism.specs.plan import STRATEGIES, Plan
 from edgeprism.strategies.greedy import GreedySettings, prompt_tokens
+from edgeprism.wire.transport import Transport
 
 EXAMPLE_TOKENS = 128
 MIN_WARMUPS, MAX_WARMUPS, SETTLED = 3, 10, 1.1
 
 _keys = itertools.count()
+_Given = TypeVar("_Given")
 
 
 def load(
@@ -55,6 +60,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     calibrations: Sequence[str | Path | Calibration] = (),
+    auto: AutoSettings | None = None,
     max_pending: int = 64,
     when_full: WhenFull = "block",
     keep_order: bool = False,
@@ -64,7 +70,8 @@ def load(
     ``plan``: "auto", "local", "replica", "sequence", or a ``Plan``. ``codec``: what travels under `sequence`, such as
     "exact", "means:9.9", "kv:int8". ``device``: CUDA by default if a kernel runs there, else the CPU. ``dtype``: of all
     devices, the checkpoint's by default. ``calibrations``: those of all codecs that will be used and need one; by
-    default the one of ``codec`` that `edgeprism calibrate` made. For ``Engine.submit``: ``max_pending``
+    default the one of ``codec`` that `edgeprism calibrate` made. ``auto``: how plan "auto" chooses; it needs what
+    `edgeprism profile` measured, and without that runs on one device. For ``Engine.submit``: ``max_pending``
     requests may wait, ``when_full`` says what happens to more ("block", "drop_oldest", "reject"), and with
     ``keep_order`` they are answered in the order in which they came. Raises InputError, one line that says what cannot
     be used and what can.
@@ -77,6 +84,7 @@ def load(
         device=device,
         dtype=dtype,
         calibrations=calibrations,
+        auto=auto,
         max_pending=max_pending,
         when_full=when_full,
         keep_order=keep_order,
@@ -97,6 +105,7 @@ class Engine:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         calibrations: Sequence[str | Path | Calibration] = (),
+        auto: AutoSettings | None = None,
         max_pending: int = 64,
         when_full: WhenFull = "block",
         keep_order: bool = False,
@@ -108,11 +117,17 @@ class Engine:
         codec = CodecSpec.parse(codec) if isinstance(codec, str) else codec
         used = plan.codec if isinstance(plan, Plan) else codec
         self._calibrations = find(model, [used], calibrations)
+        self._map: PerformanceMap | None = None
+        auto = auto or AutoSettings()
+        if plan == "auto" and self._cluster.num_devices > 1:
+            self._find_map(model, dtype, auto)
         self.use(plan, codec)
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
         try:
             self._thread.call(lambda: self._set_up(model, _device_of(model, device), _dtype(dtype)))
+            if self._map is not None:
+                self._thread.call(lambda: self._adapt(auto))
         except BaseException:
             self._queue.close(NOT_OURS)
             if self._owns_cluster:
@@ -120,6 +135,24 @@ class Engine:
             raise
         if self._owns_cluster:
             weakref.finalize(self, self._cluster.close)
+
+    def _find_map(self, model: str | PreTrainedModel, dtype: str | torch.dtype | None, auto: AutoSettings) -> None:
+        try:
+            name = None if dtype is None else str(_dtype(dtype)).removeprefix("torch.")
+            self._map = find_map(model, self._cluster, name, auto)
+            self._calibrations = {**tables_for(model, self._map, auto), **self._calibrations}
+        except NoMap as exc:
+            warnings.warn(f"plan auto runs on one device: {exc}", stacklevel=4)
+
+    def _adapt(self, auto: AutoSettings) -> None:
+        """On device 0's thread, once the devices are there."""
+        assert self._map is not None
+        try:
+            self._scheduler.adaptive = make_adaptive(self._cluster.transport, self._map, self._calibrations, auto)
+        except NoMap as exc:
+            if auto.performance_map is not None:
+                raise InputError(str(exc)) from exc
+            warnings.warn(f"plan auto runs on one device: {exc}", stacklevel=2)
 
     @property
     def is_closed(self) -> bool:
@@ -150,6 +183,21 @@ class Engine:
     def spec(self) -> ModelSpec:
         """The model's geometry."""
         return self._model.spec
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in, by torch's name."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the configuration names."""
+        size = self.config.image_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def on_device_thread(self, work: Callable[[Transport], _Given]) -> _Given:
+        """What ``work`` gives for the cluster's transport, between requests: for measuring links."""
+        return self._thread.call(lambda: work(self._cluster.transport))
 
     def accepts(self, name: str) -> bool:
         """Whether a call takes an input of that name: tokenizers give more than some models want."""
@@ -233,8 +281,8 @@ class Engine:
             raise PlanError("plan replica does not generate yet; use local or sequence")
         check_ids(input_ids, self._model.vocab_size)
         model = self._model
-        settings = _greedy(model, max_new_tokens, eos_token_id, pad_token_id)
-        mask = _inferred_mask(model, input_ids, settings) if attention_mask is None else attention_mask
+        settings = greedy_settings(model, max_new_tokens, eos_token_id, pad_token_id)
+        mask = inferred_mask(model, input_ids, settings) if attention_mask is None else attention_mask
         self._check_thread()
         abandoned = threading.Event()
         try:
@@ -294,9 +342,7 @@ class Engine:
         spec = self.spec
         if not spec.is_vision:
             return {"input_ids": torch.zeros(1, min(EXAMPLE_TOKENS, spec.max_tokens), dtype=torch.int64)}
-        size = self.config.image_size
-        height_px, width_px = (size, size) if isinstance(size, int) else size
-        return {"pixel_values": torch.zeros(1, spec.num_channels, height_px, width_px)}
+        return {"pixel_values": torch.zeros(1, spec.num_channels, *self.image_size)}
 
     def _generate(
         self, model: CausalLM, ids: Tensor, mask: Tensor | None, settings: GreedySettings, abandoned: threading.Event
@@ -318,7 +364,7 @@ class Engine:
             trace = self._coordinator.generate(tokens, plan, rest, emit)
             failures += trace.failures
             if trace.failures and not trace.plan.codec.is_exact:
-                failures += (_goes_on_exactly(len(steps), trace.plan.codec),)
+                failures += (goes_on_exactly(len(steps), trace.plan.codec),)
             trace = noted(trace, self._plan, self._cluster.num_devices)
             self.last_trace = replace(trace, failures=failures)
             if trace.failures:
@@ -328,7 +374,7 @@ class Engine:
     def _order(self, model: str | PreTrainedModel, device: torch.device) -> tuple[LoadOrder, WeightFiles | None]:
         """What tells workers which model to load: a key for threads, a directory for processes; on other devices a name
         and a fingerprint, and the files for those that lack them."""
-        dtype = str(self._model.dtype).removeprefix("torch.")
+        dtype = self.dtype
         if self._cluster.shared_models is not None:
             key = f"model-{next(_keys)}"
             self._cluster.shared_models.clear()
@@ -377,28 +423,3 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     return DTYPES[str(dtype)]
-
-
-def _greedy(
-    model: CausalLM, max_new_tokens: int, eos_token_id: int | Sequence[int] | None, pad_token_id: int | None
-) -> GreedySettings:
-    """What is not given is the model's generation config's; padding falls back to the stop, as in transformers."""
-    defaults = model.generation_config
-    stops = defaults.eos_token_id if eos_token_id is None else eos_token_id
-    stop_ids = () if stops is None else (stops,) if isinstance(stops, int) else tuple(stops)
-    padding = defaults.pad_token_id if pad_token_id is None else pad_token_id
-    if padding is None:
-        padding = stop_ids[0] if stop_ids else 0
-    return GreedySettings(max_new_tokens=max_new_tokens, stop_ids=stop_ids, padding_id=padding)
-
-
-def _goes_on_exactly(num_steps: int, codec: CodecSpec) -> str:
-    return f"{num_steps} new tokens were decoded with codec {codec}, the rest here from exact keys and values"
-
-
-def _inferred_mask(model: CausalLM, ids: Tensor, settings: GreedySettings) -> Tensor | None:
-    """The mask that transformers infers when none is given: padding is padding unless it also ends a text."""
-    declared = model.generation_config.pad_token_id is not None
-    if not declared or settings.padding_id in settings.stop_ids:
-        return None
-    return ids.ne(settings.padding_id).long()

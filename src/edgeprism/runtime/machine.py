@@ -1,4 +1,4 @@
-"""What the kernel says about this machine: free memory, CPU quota and clock, power sensors. Files only; needs no root.
+"""What the kernel says about this machine: free memory, CPU quota and clock. Files only; needs no root.
 
 Each reader takes the root of the file tree, so that it can be shown the files of another board.
 """
@@ -6,6 +6,7 @@ Each reader takes the root of the file tree, so that it can be shown the files o
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,6 @@ class CpuClock:
     """The governor may go no higher."""
     hardware_mhz: float
     """The hardware could."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PowerSensor:
-    """A meter that this machine has. ``path``: the file that it is read from; ``is_readable``: by this user."""
-
-    name: str
-    path: Path
-    is_readable: bool
 
 
 def memory_available_bytes(root: Path = ROOT) -> int | None:
@@ -88,19 +80,25 @@ def cpu_clock(root: Path = ROOT) -> CpuClock | None:
     )
 
 
-def power_sensors(root: Path = ROOT) -> tuple[PowerSensor, ...]:
-    """What energy could be measured with."""
-    found: list[tuple[str, Path]] = []
-    for monitor in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        if _text(monitor / "name").startswith("ina3221"):
-            found.append(("INA3221 (Jetson)", monitor / "curr1_input"))
-    if "Raspberry Pi 5" in _text(root / "proc/device-tree/model"):
-        found.append(("vcgencmd pmic_read_adc (Raspberry Pi 5)", root / "dev/vcio"))
-    for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]"))[:1]:
-        found.append(("RAPL", zone / "energy_uj"))
-    for node in sorted((root / "dev").glob("nvidia[0-9]"))[:1]:
-        found.append(("NVML", node))
-    return tuple(PowerSensor(name=name, path=path, is_readable=os.access(path, os.R_OK)) for name, path in found)
+def hardware(root: Path = ROOT) -> str:
+    """What this machine is, in a few words that stay the same: "Raspberry Pi 5 Model B Rev 1.0, aarch64, 4 cores"."""
+    board = _text(root / "proc/device-tree/model").rstrip("\0")
+    lines = _text(root / "proc/cpuinfo").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return ", ".join(
+        [board or (names[0] if names else "unknown processor"), platform.machine(), f"{os.cpu_count() or 1} cores"]
+    )
+
+
+def power_mode(root: Path = ROOT) -> str:
+    """What decides how fast it may run: a Jetson's nvpmodel, the governor and its highest clock; empty where nothing
+    is known."""
+    mode = _text(root / "var/lib/nvpmodel/status").removeprefix("pmode:")
+    clock = cpu_clock(root)
+    parts = [f"nvpmodel {mode}"] if mode else []
+    if clock is not None:
+        parts.append(f"{'/'.join(clock.governors)} to {clock.allowed_mhz:.0f} MHz")
+    return ", ".join(parts)
 
 
 def has_nvidia_device(root: Path = ROOT) -> bool:

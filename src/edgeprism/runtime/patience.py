@@ -25,7 +25,7 @@ class Patience:
     """
 
     def __init__(self, floor_s: float | None = None) -> None:
-        self.floor_s = _floor_s() if floor_s is None else floor_s
+        self.floor_s = given_floor_s(FLOOR_S) if floor_s is None else floor_s
         self._observed_s: dict[Hashable, float] = {}
         self._num_timeouts: dict[Hashable, int] = {}  # since one was in time
         self._warm: set[Hashable] = set()
@@ -38,6 +38,10 @@ class Patience:
         num_doublings = self._num_timeouts.get(kind, 0) - (kind in self._observed_s)
         growth = min(2.0 ** max(0, num_doublings), MAX_GROWTH)
         return growth * max(self.floor_s, FACTOR * expected_s)
+
+    def knows(self, kind: Hashable) -> bool:
+        """Whether such a request was seen: the first of a kind takes longer."""
+        return kind in self._observed_s
 
     def learn(self, kind: Hashable, seconds: float, *, of: Hashable) -> None:
         """Takes in how long an undisturbed request took."""
@@ -53,9 +57,10 @@ class Patience:
         self._num_timeouts[kind] = self._num_timeouts.get(kind, 0) + 1
 
 
-def _floor_s() -> float:
+def given_floor_s(usual_s: float) -> float:
+    """The environment's EDGEPRISM_DEADLINE_S, else what is usual."""
     text = os.environ.get("EDGEPRISM_DEADLINE_S", "")
     try:
-        return float(text) if float(text) > 0 else FLOOR_S
+        return float(text) if float(text) > 0 else usual_s
     except ValueError:
-        return FLOOR_S
+        return usual_s

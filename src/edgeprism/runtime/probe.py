@@ -3,6 +3,7 @@
 A PING may carry arrays, and may ask for bytes and for facts:
 
     {"echo_bytes": N, "facts": true}   ->   {"clock_s": ..., "facts": {...}}, with an array of N bytes
+    {"energy": true}                   ->   {"energy": {...}}: a `Moment` of its sensor
 
 Small ones give the round trip and its jitter, large ones the rate of either direction, the worker's clock how far it
 is off.
@@ -24,8 +25,9 @@ import numpy as np
 
 import edgeprism
 from edgeprism.errors import FrameError, PeerError, PeerFault
+from edgeprism.profiler.energy.now import energy_now
 from edgeprism.runtime.cores import available_cores
-from edgeprism.runtime.machine import memory_available_bytes
+from edgeprism.runtime.machine import hardware, memory_available_bytes, power_mode
 from edgeprism.wire.frame import Buffer, Frame, Kind
 from edgeprism.wire.transport import Transport
 from edgeprism.wire.visit import Visit
@@ -56,6 +58,8 @@ def facts() -> dict[str, Any]:
     return {
         "versions": versions(),
         "machine": platform.machine(),
+        "hardware": hardware(),
+        "power_mode": power_mode(),
         "num_cores": len(available_cores()),
         "num_threads": 0 if torch is None else torch.get_num_threads(),
         "has_cuda": torch is not None and torch.cuda.is_available(),
@@ -80,6 +84,8 @@ def _answer(transport: Transport, question: Frame) -> None:
         if not isinstance(echo_bytes, int) or not 0 <= echo_bytes <= MAX_ECHO_BYTES:
             raise FrameError(f"a PING may ask for 0 to {MAX_ECHO_BYTES} bytes, not for {echo_bytes!r}")
         meta: dict[str, Any] = {"facts": facts()} if question.info.get("facts") is True else {}
+        if question.info.get("energy") is True:
+            meta["energy"] = energy_now()
         buffers = [Buffer.of(np.zeros(echo_bytes, np.uint8))] if echo_bytes else []
         transport.answer(question, Kind.PONG, meta={"clock_s": time.time(), **meta}, buffers=buffers)
     except (FrameError, PeerError) as exc:

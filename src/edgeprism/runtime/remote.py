@@ -27,6 +27,7 @@ from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.announce import announced
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_file import ClusterFile, own_keys
+from edgeprism.runtime.cluster_key import of_members
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.service import GlooService, Service
 from edgeprism.runtime.weights import WeightCache
@@ -58,7 +59,14 @@ def connect_cluster(path: Path, key: Path | None, *, require_all: bool) -> Clust
         transport.close()
         raise
     introductions = {peer.rank: Introduction(rank=peer.rank, peers=tuple(peers)) for peer in peers[1:]}
-    return Cluster(transport, close_workers=lambda: None, introductions=introductions)
+    return Cluster(
+        transport,
+        close_workers=lambda: None,
+        introductions=introductions,
+        key=of_members(members.members),
+        names=[member.name for member in members.members],
+        option=f"--cluster {path}",
+    )
 
 
 def serve(

@@ -11,12 +11,14 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import InputError, RequestAborted
 from edgeprism.models.model import Model, only
+from edgeprism.runtime.adaptive import Adaptive
 from edgeprism.runtime.answers import Answer, RequestQueue
-from edgeprism.runtime.coordinator import Coordinator
+from edgeprism.runtime.coordinator import Coordinator, Outcome
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Introduction
 from edgeprism.runtime.patience import Patience
@@ -27,7 +29,7 @@ from edgeprism.strategies.replica.forward import batch_of
 from edgeprism.wire.transport import Transport
 
 NOT_OURS = "this engine is closed, or its cluster was given to a newer one; make a new engine"
-AUTO_NOTE = "plan auto runs local: choosing by measurements is not built yet"
+AUTO_NOTE = "auto: local, since there is no performance map to choose by"
 
 LOOK_AROUND_S = 0.5
 # Orders to load have random numbers below: no answer to one is taken for an answer to the other.
@@ -55,6 +57,8 @@ class Scheduler:
         self.coordinator = Coordinator(transport, model, self._members, patience, numbers, calibrations)
         self._singles = Singles(transport, model, self._members, patience, queue, numbers, cores)
         self._members.pass_on = self._singles.take
+        self.adaptive: Adaptive | None = None
+        """What chooses under plan `auto`; None: it runs here."""
 
     def step(self) -> None:
         """Begins a request if one can be begun; else waits until something happens, half a second at most."""
@@ -88,9 +92,13 @@ class Scheduler:
                 return self._singles.offer(answer)
             if self._singles.num_in_hand:
                 return False
-            plan = self.coordinator.plan_of(answer._plan, answer._codec)
-            outcome = self.coordinator.forward(answer._inputs, plan)
-            trace = noted(outcome.trace, answer._plan, self._transport.num_devices)
+            if answer._plan == "auto" and self.adaptive is not None:
+                outcome = self._choose(answer._inputs, self.adaptive)
+                trace = outcome.trace
+            else:
+                plan = self.coordinator.plan_of(answer._plan, answer._codec)
+                outcome = self.coordinator.forward(answer._inputs, plan)
+                trace = noted(outcome.trace, answer._plan, self._transport.num_devices)
             versions, queued_s = self.coordinator.versions_of(trace), began_s - answer._submitted_s
             answer.trace = replace(trace, versions=versions, queued_s=queued_s)
         except RequestAborted:
@@ -102,6 +110,16 @@ class Scheduler:
         self._queue.finish(answer, outcome.output)
         return True
 
+    def _choose(self, inputs: dict[str, Any], adaptive: Adaptive) -> Outcome:
+        """One request by the plan that is best now."""
+        adaptive.probe()
+        decision = adaptive.decide(batch_of(inputs), self._model.num_tokens(inputs), self.coordinator.ready())
+        outcome = self.coordinator.forward(
+            inputs, decision.chosen.plan, patience_s=adaptive.patience_s(decision)
+        )  # fmt: skip
+        adaptive.learn(outcome.trace)
+        return Outcome(outcome.output, replace(outcome.trace, note=decision.reason))
+
     def _is_single(self, answer: Answer) -> bool:
         return answer._plan == "replica" and self._transport.num_devices > 1 and batch_of(answer._inputs) == 1
 
@@ -110,6 +128,8 @@ class Scheduler:
         self._transport.watch(max(0.0, min(LOOK_AROUND_S, self._singles.patience_s)))
         if self._transport.num_devices > 1:
             self._members.ready()  # takes in what came, tells and asks those that have to be
+            if self.adaptive is not None and not self.is_busy:
+                self.adaptive.probe()
         self._singles.collect()
 
 

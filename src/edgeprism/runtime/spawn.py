@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from edgeprism.errors import PeerError
 from edgeprism.runtime.cluster import Cluster
+from edgeprism.runtime.cluster_key import of_processes
 from edgeprism.runtime.cores import divide_cores, on_cores
 from edgeprism.wire.keys import KeyPair, Peer
 from edgeprism.wire.zmq import ZmqTransport
@@ -55,7 +56,13 @@ def spawn_workers(num_devices: int, *, share_cores: bool = False, gloo: str | No
             transport.close()
         _stop(children)
         raise
-    return Cluster(transport, close_workers=lambda: _stop(children), cores=cores[0], pids=[c.pid for c in children])
+    return Cluster(
+        transport,
+        close_workers=lambda: _stop(children),
+        cores=cores[0],
+        pids=[child.pid for child in children],
+        key=of_processes(cores),
+    )
 
 
 def _spawn_over_gloo(num_devices: int, cores: Sequence[tuple[int, ...]], text: str) -> Cluster:
@@ -76,7 +83,14 @@ def _spawn_over_gloo(num_devices: int, cores: Sequence[tuple[int, ...]], text: s
         transport.close()
         _stop(children)
         raise
-    return Cluster(transport, close_workers=lambda: _stop(children), cores=cores[0], pids=[c.pid for c in children])
+    return Cluster(
+        transport,
+        close_workers=lambda: _stop(children),
+        cores=cores[0],
+        pids=[child.pid for child in children],
+        key=of_processes(cores, str(how)),
+        option=f"--local-workers {num_devices} --transport {how}",
+    )
 
 
 def _start(num_threads: int) -> subprocess.Popen[bytes]:

@@ -37,12 +37,6 @@ Ask = Callable[[Mapping[str, Any]], None]
 NextChunk = Callable[[], Frame]
 
 
-def cache_root() -> Path:
-    """edgeprism's cache: EDGEPRISM_CACHE, else XDG_CACHE_HOME/edgeprism, else ~/.cache/edgeprism."""
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("EDGEPRISM_CACHE") or user_cache / "edgeprism")
-
-
 class WeightFiles:
     """The coordinator's side: the files of one model directory, in chunks."""
 

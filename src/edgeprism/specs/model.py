@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgeprism.errors import ModelFilesError, PlanError
 from edgeprism.specs.codec import EXACT, EXACT_KEYS_VALUES, CodecSpec
@@ -16,6 +16,13 @@ SCHEMA_VERSION = 1
 
 SUPPORTED_ARCHITECTURES = tuple(sorted(FAMILY_OF))
 """Class names of transformers, as config.json gives them under "architectures"."""
+
+_READ_FIRST = frozenset(
+    f"{family}For{task}Classification"
+    for family, task in (
+        ("ViT", "Image"), ("DeiT", "Image"), ("Bert", "Sequence"), ("Roberta", "Sequence"), ("DistilBert", "Sequence"),
+    )
+) | {"DeiTForImageClassificationWithTeacher"}  # fmt: skip
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 """Bytes of one element, by the name of the dtype that a model computes in."""
@@ -103,6 +110,13 @@ class ModelSpec:
     def generates(self) -> bool:
         """Whether its head predicts the next token of a text."""
         return self.architecture.endswith(("LMHeadModel", "ForCausalLM"))
+
+    @property
+    def head_reads(self) -> Literal["first", "last", "all"]:
+        """Which rows of the last block its head needs: the first (CLS), the last token's, or every one."""
+        if self.architecture in _READ_FIRST:
+            return "first"
+        return "last" if self.is_causal and self.architecture.endswith("ForSequenceClassification") else "all"
 
     @property
     def is_vision(self) -> bool:

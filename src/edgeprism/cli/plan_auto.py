@@ -1,0 +1,72 @@
+"""What plan `auto` would choose, from the performance map alone: no weights are read but to hash them, no torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from edgeprism.errors import InputError
+from edgeprism.models.manifest import fingerprint
+from edgeprism.policy.choose import Decision, Policy
+from edgeprism.policy.network import Network
+from edgeprism.policy.points import points_lost
+from edgeprism.policy.table import TablePolicy
+from edgeprism.runtime.cache import cache_root
+from edgeprism.runtime.cluster_file import ClusterFile
+from edgeprism.runtime.cluster_key import of_members, of_processes
+from edgeprism.runtime.cores import divide_cores
+from edgeprism.runtime.maps import place_of
+from edgeprism.specs.accuracy import AccuracyFile
+from edgeprism.specs.performance_map import PerformanceMap
+
+
+def decide(args: argparse.Namespace, directory: Path, dtype: str, num_tokens: int, notes: list[str]) -> Decision | None:
+    """The decision for such a request; None, with a note, where there is no map. InputError for a map that does not fit
+    the model, the dtype or the cluster."""
+    if args.rate is not None and not args.rate > 0:
+        raise InputError(f"--rate must be more than 0 Mbit/s, not {args.rate:g}")
+    found = _map(args, directory, dtype, notes)
+    if found is None:
+        return None
+    accuracy = AccuracyFile.read(args.accuracy_file or cache_root() / "accuracy.json")
+    kind = TablePolicy if args.policy == "table" else Policy
+    policy = kind(
+        found,
+        points_lost=points_lost(accuracy, found),
+        objective=args.objective or "latency",
+        max_accuracy_drop=args.max_accuracy_drop,
+    )
+    network = Network.measured(found.costs)
+    if args.rate is not None:
+        network = network.at(args.rate * 1e6 / 8)
+    return policy.decide(args.batch, num_tokens, network)
+
+
+def _map(args: argparse.Namespace, directory: Path, dtype: str, notes: list[str]) -> PerformanceMap | None:
+    named = args.cluster is not None or args.local_workers > 1
+    if not named and args.map is None:
+        if args.explain:
+            raise InputError("--explain needs --cluster, --local-workers or --map: the devices to choose among")
+        notes.append("plan auto is local on one device; name devices with --cluster, --local-workers or --map")
+        return None
+    key = ""
+    if args.cluster is not None:
+        key = of_members(ClusterFile.read(Path(args.cluster)).members)
+    elif named:
+        key = of_processes(divide_cores(args.local_workers))
+    identity = fingerprint(directory)
+    path = args.map or place_of(identity, key, dtype)
+    option = f"--cluster {args.cluster}" if args.cluster else f"--local-workers {args.local_workers}"
+    if args.map is None and not path.exists():
+        command = f"run: edgeprism profile {args.model} {option}"
+        if args.explain:
+            raise InputError(f"there is no performance map of this model in {dtype} on these devices; {command}")
+        notes.append(f"plan auto is local, since these devices have no performance map; {command}")
+        return None
+    found = PerformanceMap.read(path)
+    misfit = found.misfit(fingerprint=identity, dtype=dtype, cluster=key or found.cluster, devices={})
+    if misfit:
+        raise InputError(
+            f"the performance map {path} does not fit: {misfit}; run: edgeprism profile {args.model} {option}"
+        )
+    return found

@@ -1,0 +1,290 @@
+"""The policy: of all plans that keep the accuracy budget, the one that is best for this request on this network.
+
+Best is fastest, cheapest in energy, or most samples a second. Predictions come from the performance map, scaled by the
+load of the devices and corrected by what requests under the same plan were seen to take. A plan in use is left only for
+one that is clearly better. The decision says why: every candidate, its parts, and what was left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from edgeprism.errors import InputError
+from edgeprism.policy.candidates import Candidates, scaled
+from edgeprism.policy.network import Network
+from edgeprism.policy.predict import Prediction
+from edgeprism.specs.codec import EXACT, CodecSpec
+from edgeprism.specs.model import element_bytes_of
+from edgeprism.specs.performance_map import PerformanceMap
+from edgeprism.specs.plan import Plan
+
+OBJECTIVES = ("latency", "throughput", "energy")
+
+BETTER = 0.03
+"""A plan in use is left for one whose prediction is better by so much."""
+NEW_WEIGHT = 0.3  # of the newest request, against those before
+MIN_CORRECTION, MAX_CORRECTION = 0.5, 4.0
+HALF_LIFE_S = 30.0
+"""What was seen of a plan that is not used fades: it may do better by now."""
+SAME = 0.02  # networks whose rates differ by less are one, for a decision that is kept
+
+PointsLost = Callable[[CodecSpec, int], float | None]
+"""What a codec costs in points among so many devices; None where it was not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A plan and what it is expected to take. ``score``: what is made small."""
+
+    plan: Plan
+    prediction: Prediction
+    correction: float
+    score: float
+
+    @property
+    def total_s(self) -> float:
+        """Predicted and corrected."""
+        return self.prediction.total_s * self.correction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The first of ``candidates`` by score, but for hysteresis."""
+
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    left_out: tuple[str, ...]
+    kept: bool
+    """Whether another was better, but not by enough to leave the plan in use."""
+    local: Candidate
+    objective: str
+    max_accuracy_drop: float | None
+
+    @property
+    def reason(self) -> str:
+        """One line."""
+        name, local = describe(self.chosen.plan), self.local
+        if self.chosen.plan.strategy == "local":
+            others = [one for one in self.candidates if one.plan.strategy != "local"]
+            if not others:
+                return "auto: local, since nothing else can be used"
+            best = min(others, key=lambda one: one.score)
+            return f"auto: local; the next is {describe(best.plan)} at {best.score / local.score:.2f} of it"
+        return f"auto: {name}, predicted {self.chosen.score / local.score:.2f} of local ({_UNITS[self.objective]})"
+
+
+_UNITS = {"latency": "time", "throughput": "time a sample in a stream", "energy": "joules"}
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    ratio: float
+    at_s: float
+
+
+class Policy:
+    """For one map. ``points_lost`` says what codecs cost; ``max_accuracy_drop`` in points, None: exact plans only."""
+
+    def __init__(
+        self,
+        performance_map: PerformanceMap,
+        *,
+        points_lost: PointsLost,
+        objective: str = "latency",
+        max_accuracy_drop: float | None = None,
+    ) -> None:
+        if objective not in OBJECTIVES:
+            raise InputError(f"unknown objective {objective!r}; use one of {', '.join(OBJECTIVES)}")
+        if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
+            raise InputError(f"the accuracy budget is 0 to 100 points, not {max_accuracy_drop:g}")
+        self._map, self._objective, self._budget = performance_map, objective, max_accuracy_drop
+        self._element_bytes = element_bytes_of(performance_map.dtype)
+        self._points_lost = points_lost
+        self._seen: dict[tuple[object, ...], _Seen] = {}
+        self._in_use: dict[tuple[int, int], Plan] = {}
+        self._decided: dict[tuple[object, ...], Decision] = {}
+
+    def candidates(
+        self,
+        batch: int,
+        num_tokens: int,
+        network: Network,
+        *,
+        load: Sequence[float] | None = None,
+        devices: Collection[int] | None = None,
+    ) -> Candidates:
+        """Plans and predictions for such a request."""
+        costs = self._map.costs if load is None else scaled(self._map.costs, load)
+        return Candidates(
+            costs, self._map.model, batch=batch, num_tokens=num_tokens, element_bytes=self._element_bytes,
+            network=network, devices=devices,
+        )  # fmt: skip
+
+    def decide(
+        self,
+        batch: int,
+        num_tokens: int,
+        network: Network,
+        *,
+        now_s: float = 0.0,
+        load: Sequence[float] | None = None,
+        devices: Collection[int] | None = None,
+    ) -> Decision:
+        """The plan for a request of ``batch`` samples, ``num_tokens`` tokens each. ``devices``: those that can be used.
+
+        PlanError when the model cannot take such a request.
+        """
+        self._map.model.check_num_tokens(num_tokens)
+        load = (1.0,) * len(self._map.devices) if load is None else load
+        key = self._key(batch, num_tokens, network, load, devices, now_s)
+        decision = self._decided.get(key)
+        if decision is None:
+            if len(self._decided) > 256:
+                self._decided.clear()
+            decision = self._compare(batch, num_tokens, network, load, devices, now_s)
+            self._decided[key] = decision
+        self._in_use[batch, num_tokens] = decision.chosen.plan
+        return decision
+
+    def observe(
+        self, plan: Plan, batch: int, num_tokens: int, total_s: float, predicted_s: float, now_s: float
+    ) -> None:
+        """A request took so long; ``predicted_s`` as the map said for the network as it was found to be."""
+        if total_s <= 0 or predicted_s <= 0:
+            return
+        ratio = min(max(total_s / predicted_s, MIN_CORRECTION), MAX_CORRECTION)
+        kind = _kind(plan, batch, num_tokens)
+        before = self.correction(plan, batch, num_tokens, now_s)
+        self._seen[kind] = _Seen(ratio=before * (ratio / before) ** NEW_WEIGHT, at_s=now_s)
+
+    def correction(self, plan: Plan, batch: int, num_tokens: int, now_s: float) -> float:
+        """How many times as long as predicted such requests were seen to take."""
+        seen = self._seen.get(_kind(plan, batch, num_tokens))
+        if seen is None:
+            return 1.0
+        return float(seen.ratio ** (0.5 ** ((now_s - seen.at_s) / HALF_LIFE_S)))
+
+    def _compare(
+        self,
+        batch: int,
+        num_tokens: int,
+        network: Network,
+        load: Sequence[float],
+        devices: Collection[int] | None,
+        now_s: float,
+    ) -> Decision:
+        codecs, left_out = self._allowed(len(self._map.devices))
+        comparing = self.candidates(batch, num_tokens, network, load=load, devices=devices)
+        found = [
+            self._candidate(plan, prediction, batch, num_tokens, now_s) for plan, prediction in comparing.all(codecs)
+        ]
+        found.sort(key=lambda one: one.score)
+        local = next(one for one in found if one.plan.strategy == "local")
+        best = chosen = found[0]
+        if best.score > (1 - BETTER) * local.score:
+            best = chosen = local  # as good as one device is no reason to trouble the others
+        used = self._in_use.get((batch, num_tokens))
+        if used is not None and used != best.plan:
+            same = [one for one in found if _kind(one.plan, 0, 0) == _kind(used, 0, 0)]
+            still = min(same, key=lambda one: one.score, default=None)
+            if still is not None and still.score <= best.score * (1 + BETTER) and still.score <= local.score:
+                chosen = still
+        return Decision(
+            chosen=chosen,
+            candidates=tuple(found),
+            left_out=tuple(left_out),
+            kept=chosen is not best,
+            local=local,
+            objective=self._objective,
+            max_accuracy_drop=self._budget,
+        )
+
+    def _candidate(self, plan: Plan, prediction: Prediction, batch: int, num_tokens: int, now_s: float) -> Candidate:
+        correction = self.correction(plan, batch, num_tokens, now_s)
+        score = prediction.total_s
+        if self._objective == "energy":
+            score = prediction.joules
+        elif self._objective == "throughput":
+            score = max(part.busy_s for part in prediction.parts) if plan.strategy == "replica" else prediction.total_s
+        return Candidate(plan=plan, prediction=prediction, correction=correction, score=score * correction)
+
+    def _allowed(self, num_devices: int) -> tuple[list[CodecSpec], list[str]]:
+        """The codecs that keep the budget, and why the others are left out."""
+        model = self._map.model
+        codecs, left_out = [model.narrower(EXACT)], list[str]()
+        for name in self._map.codecs:
+            codec = CodecSpec.parse(name)
+            if codec.is_exact:
+                if codec not in codecs:
+                    codecs.append(codec)
+                continue
+            if self._budget is None:
+                left_out.append(f"{name}: not exact, and no accuracy budget was given (--max-accuracy-drop)")
+                continue
+            lost = self._points_lost(codec, num_devices)
+            if lost is None:
+                left_out.append(
+                    f"{name}: its accuracy was not measured for this model, {num_devices} devices and "
+                    f"{self._map.dtype} (edgeprism evaluate)"
+                )
+            elif lost > self._budget:
+                left_out.append(f"{name}: costs {lost:.1f} points, and the budget is {self._budget:g}")
+            else:
+                codecs.append(codec)
+        return [codec for codec in codecs if str(codec) in self._map.codecs], left_out
+
+    def _key(
+        self,
+        batch: int,
+        num_tokens: int,
+        network: Network,
+        load: Sequence[float],
+        devices: Collection[int] | None,
+        now_s: float,
+    ) -> tuple[object, ...]:
+        """What a decision depends on, coarsely enough that it is not made anew for every request."""
+        rates = tuple(_step(link.bytes_per_s) for link in network.links)
+        loads = tuple(_step(factor) for factor in load)
+        corrections = tuple(
+            (kind, _step(seen.ratio ** (0.5 ** ((now_s - seen.at_s) / HALF_LIFE_S))))
+            for kind, seen in self._seen.items()
+            if kind[-2:] == (batch, num_tokens)
+        )
+        used = self._in_use.get((batch, num_tokens))
+        ready = None if devices is None else tuple(sorted(devices))
+        return batch, num_tokens, rates, loads, corrections, ready, None if used is None else _kind(used, 0, 0)
+
+
+def points_lost_by(costs: Mapping[str, float]) -> PointsLost:
+    """From a table of codecs."""
+    return lambda codec, num_devices: costs.get(str(codec))
+
+
+def describe(plan: Plan) -> str:
+    """A plan in a few words: sequence int8 over 0 and 1 (60 %, 40 %)."""
+    if plan.strategy == "local":
+        return "local"
+    used = [device for device, share in enumerate(plan.shares) if share > 0]
+    name = f"sequence {plan.codec}" if plan.strategy == "sequence" else plan.strategy
+    where = " and ".join(", ".join(map(str, used)).rsplit(", ", 1)) if len(used) > 1 else str(used[0])
+    even = len({round(plan.shares[device], 3) for device in used}) == 1
+    parts = "" if even else " (" + ", ".join(f"{100 * plan.shares[device]:.0f} %" for device in used) + ")"
+    return f"{name} over {where}{parts}"
+
+
+def _kind(plan: Plan, batch: int, num_tokens: int) -> tuple[object, ...]:
+    """Plans of one kind are corrected together: shares may differ a little from request to request."""
+    used = tuple(device for device, share in enumerate(plan.shares) if share > 0) if plan.num_devices > 1 else (0,)
+    return plan.strategy, str(plan.codec), used, batch, num_tokens
+
+
+def _step(value: float) -> int:
+    return round(math.log(max(value, 1e-12)) / math.log1p(SAME))
+
+
+def best_single(decision: Decision) -> Candidate:
+    """The one-device plan that is best: local, or `replica` with one other device."""
+    singles = [one for one in decision.candidates if sum(share > 0 for share in one.plan.shares) == 1]
+    return min(singles, key=lambda one: one.score)

@@ -1,0 +1,63 @@
+"""The published policy (arXiv 2605.25682), to compare with: a table by batch and bandwidth, of one device or PRISM.
+
+Offline every cell of batch size and bandwidth gets the mode that is faster, one device or tokens shared evenly with
+means at one compression rate; at run time the nearest cell is looked up. It knows no other plan, no load, and no
+accuracy budget beyond the codec that it was made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from edgeprism.policy.candidates import Candidates
+from edgeprism.policy.choose import Candidate, Decision, Policy
+from edgeprism.policy.network import Network
+from edgeprism.specs.codec import EXACT, CodecSpec
+from edgeprism.specs.plan import Plan
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+RATES_MBIT = (200, 300, 400, 500, 600, 700, 800, 900)
+CODEC = CodecSpec.parse("means:9.9")
+
+
+class TablePolicy(Policy):
+    """As `Policy`, but for the plans that it knows."""
+
+    def _compare(
+        self,
+        batch: int,
+        num_tokens: int,
+        network: Network,
+        load: Sequence[float],
+        devices: Collection[int] | None,
+        now_s: float,
+    ) -> Decision:
+        del load
+        batch_bin = min(BATCHES, key=lambda one: abs(one - batch))
+        rate_mbit = min(link.bytes_per_s for link in network.links) * 8 / 1e6
+        cell = network.at(min(RATES_MBIT, key=lambda one: abs(one - rate_mbit)) * 1e6 / 8)
+        found = self._found(self.candidates(batch_bin, num_tokens, cell, devices=devices), devices)
+        local = found[0]
+        best = min(found, key=lambda one: one.score)
+        return Decision(
+            chosen=best,
+            candidates=tuple(sorted(found, key=lambda one: one.score)),
+            left_out=("every plan but one device and tokens shared with means: --policy table knows no other",),
+            kept=False,
+            local=local,
+            objective=self._objective,
+            max_accuracy_drop=self._budget,
+        )
+
+    def _found(self, cell: Candidates, devices: Collection[int] | None) -> list[Candidate]:
+        plans = [Plan.local()]
+        num_devices = len(self._map.devices)
+        codec = CODEC if str(CODEC) in self._map.codecs and self._budget is not None else EXACT
+        if devices is None or len(devices) == num_devices:
+            plans.append(Plan.even("sequence", num_devices, codec))
+        predictions = [cell.predict(plan) for plan in plans]
+        energy = self._objective == "energy"
+        return [
+            Candidate(plan=plan, prediction=one, correction=1.0, score=one.joules if energy else one.total_s)
+            for plan, one in zip(plans, predictions, strict=True)
+        ]

@@ -1,0 +1,1 @@
+"""What devices and links were measured to do: the layer that the performance map comes from."""

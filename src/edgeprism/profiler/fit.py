@@ -1,0 +1,143 @@
+"""From measured requests to costs: for each device, seconds a unit of each kind of work that are never negative.
+
+Non-negative least squares on relative errors (Lawson and Hanson, 1974; by coordinate descent, there are seven
+unknowns), over all requests that a device took part in, whatever the plan: a matrix product takes as long under each.
+Points that are far off are counted less (iteratively, towards least absolute errors): machines stall now and then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprism.errors import InputError
+from edgeprism.policy.network import Network
+from edgeprism.policy.predict import predict
+from edgeprism.policy.work import DeviceWork, work_of
+from edgeprism.specs.model import ModelSpec, element_bytes_of
+from edgeprism.specs.performance_map import (
+    Costs,
+    DeviceCosts,
+    LinkCosts,
+    LinkMeasured,
+    PartMeasured,
+    RequestMeasured,
+)
+
+FASTEST_MEDIUM_BYTES_PER_S = 1.6e8
+NUM_SWEEPS = 3000
+NUM_WEIGHINGS = 6
+USUAL_ERROR = 0.03  # errors below it count in full
+MIN_S = 5e-4  # relative errors of shorter times mean nothing
+
+Array = NDArray[np.float64]
+Power = tuple[float, float, float, str]
+"""Watts while idle, watts more while it computes, joules a megabyte sent, and where that is from."""
+NO_POWER: Power = (0.0, 0.0, 0.0, "")
+
+
+def fit(
+    model: ModelSpec,
+    dtype: str,
+    num_devices: int,
+    requests: Sequence[RequestMeasured],
+    links: Sequence[LinkMeasured],
+    powers: Sequence[Power] = (),
+) -> Costs:
+    """Costs of every device and link. InputError where a device took part in nothing."""
+    element_bytes = element_bytes_of(dtype)
+    pairs: list[list[tuple[DeviceWork, PartMeasured, str]]] = [[] for _ in range(num_devices)]
+    for request in requests:
+        works = work_of(
+            model, request.plan, batch=request.batch, num_tokens=request.num_tokens, element_bytes=element_bytes
+        )
+        for part in request.parts:
+            if works[part.device].takes_part:
+                pairs[part.device].append((works[part.device], part, str(request.plan.codec)))
+    if missing := [device for device, measured in enumerate(pairs) if not measured]:
+        raise InputError(f"nothing was measured on device {missing[0]}: is it up? Run edgeprism doctor")
+    given = [*powers, *[NO_POWER] * (num_devices - len(powers))]
+    devices = tuple(_device(measured, power) for measured, power in zip(pairs, given, strict=True))
+    return Costs(devices=devices, links=tuple(_link(link) for link in links))
+
+
+def errors(costs: Costs, model: ModelSpec, dtype: str, requests: Iterable[RequestMeasured]) -> list[float]:
+    """Of each request, predicted over measured time less 1."""
+    element_bytes, network = element_bytes_of(dtype), Network.measured(costs)
+    return [
+        predict(
+            costs, model, one.plan, batch=one.batch, num_tokens=one.num_tokens, element_bytes=element_bytes,
+            network=network,
+        ).total_s / median(one.total_s) - 1
+        for one in requests
+    ]  # fmt: skip
+
+
+def _device(measured: Sequence[tuple[DeviceWork, PartMeasured, str]], power: Power) -> DeviceCosts:
+    codecs: dict[str, tuple[float, ...]] = {}
+    for name in sorted({name for work, _, name in measured if work.num_payloads}):
+        rows = [(work.codec_features(), part.codec_s) for work, part, codec in measured if codec == name]
+        rows = [(features, seconds) for features, seconds in rows if features[0]]
+        codecs[name] = _solve(rows)
+    idle_w, busy_w, joules_per_megabyte, source = power
+    return DeviceCosts(
+        compute=_solve([(work.compute_features(), part.compute_s) for work, part, _ in measured]),
+        wire=_solve([(work.wire_features(), part.wire_s) for work, part, _ in measured if part.bytes_sent]) or (0, 0),
+        codecs=codecs,
+        staging=_staging(measured),
+        idle_w=idle_w,
+        busy_w=busy_w,
+        joules_per_megabyte=joules_per_megabyte,
+        energy_source=source,
+    )
+
+
+def _staging(measured: Sequence[tuple[DeviceWork, PartMeasured, str]]) -> tuple[float, float]:
+    rows = [(work.wire_features(), part.staging_s) for work, part, _ in measured if part.staging_s > 0]
+    fixed_s, a_megabyte_s = _solve(rows) or (0.0, 0.0)
+    return fixed_s, a_megabyte_s
+
+
+def _solve(rows: Sequence[tuple[Sequence[float], float]]) -> tuple[float, ...]:
+    """Costs that are not negative, with the least relative errors; empty without rows."""
+    if not rows:
+        return ()
+    features = np.array([one for one, _ in rows], dtype=np.float64)
+    scale = np.maximum(np.abs(features).max(axis=0), 1e-30)
+    seconds = np.array([value for _, value in rows])
+    usual = np.maximum(seconds, MIN_S)
+    relative, target = features / scale / usual[:, None], seconds / usual
+    weights = np.ones(len(rows))
+    for _ in range(NUM_WEIGHINGS):
+        solution = _non_negative(relative * weights[:, None], target * weights)
+        weights = np.sqrt(USUAL_ERROR / np.maximum(np.abs(relative @ solution - target), USUAL_ERROR))
+    return tuple(float(value) for value in solution / scale)
+
+
+def _non_negative(matrix: Array, target: Array) -> Array:
+    """The x that is nowhere negative with the least |matrix x - target|."""
+    gram, moments = matrix.T @ matrix, matrix.T @ target
+    solution = np.zeros(matrix.shape[1])
+    for _ in range(NUM_SWEEPS):
+        before = solution.copy()
+        for i in range(len(solution)):
+            if gram[i, i] > 0:
+                solution[i] = max(0.0, solution[i] + (moments[i] - gram[i] @ solution) / gram[i, i])
+        if np.abs(solution - before).max() < 1e-12:
+            break
+    return solution
+
+
+def _link(link: LinkMeasured) -> LinkCosts:
+    rate = min(link.to_bytes_per_s, link.from_bytes_per_s)
+    # beyond it the processors that encrypt are the limit, not the medium; in requests that is a part of their work
+    is_medium = rate < FASTEST_MEDIUM_BYTES_PER_S
+    return LinkCosts(
+        device=link.device,
+        latency_s=link.round_trip_s / 2,
+        bytes_per_s=rate,
+        both_factor=min(1.0, link.both_bytes_per_s / rate) if is_medium else 1.0,
+    )

@@ -1,0 +1,109 @@
+"""Plan `auto` at work: the policy's decision for each request, what requests teach it, and the probe of the links.
+
+For the thread that owns the transport.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+
+from edgeprism.errors import PeerError
+from edgeprism.policy.candidates import scaled
+from edgeprism.policy.choose import Decision, Policy
+from edgeprism.policy.estimate import Estimate
+from edgeprism.policy.network import Network
+from edgeprism.policy.predict import Prediction, predict
+from edgeprism.runtime.link_probe import ping_s
+from edgeprism.runtime.patience import given_floor_s
+from edgeprism.runtime.trace import Trace
+from edgeprism.specs.model import element_bytes_of
+from edgeprism.specs.performance_map import PerformanceMap
+from edgeprism.wire.transport import Transport
+
+log = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_FACTOR = 8.0
+MIN_PROBE_TIMEOUT_S = 0.02
+MIN_PATIENCE_S = 0.1
+LATE = 1.2
+"""A request with others is given up, and run here, when it has taken so many times as long as one here would."""
+
+
+class Adaptive:
+    """See the module. ``policy`` is made for ``performance_map``."""
+
+    def __init__(self, transport: Transport, performance_map: PerformanceMap, policy: Policy) -> None:
+        self._transport, self._map, self._policy = transport, performance_map, policy
+        self._estimate = Estimate(performance_map.costs)
+        self._element_bytes = element_bytes_of(performance_map.dtype)
+        self._floor_s = given_floor_s(MIN_PATIENCE_S)
+
+    @property
+    def network(self) -> Network:
+        """As it is believed to be now."""
+        return self._estimate.network
+
+    def decide(self, batch: int, num_tokens: int, ready: Collection[int]) -> Decision:
+        """The plan for a request; links under suspicion are probed first."""
+        while (device := self._estimate.due(time.monotonic(), only_suspected=True)) is not None:
+            self._probe(device)
+        now_s = time.monotonic()
+        return self._policy.decide(
+            batch, num_tokens, self._estimate.network, now_s=now_s, load=self._estimate.load(now_s), devices=ready
+        )
+
+    def patience_s(self, decision: Decision) -> float:
+        """How long to wait for others before the request is run here."""
+        return max(self._floor_s, LATE * decision.local.total_s, 1.5 * decision.chosen.total_s)
+
+    def learn(self, trace: Trace) -> None:
+        """What a request that is done tells about devices and links."""
+        now_s = time.monotonic()
+        if trace.failures:
+            self._estimate.saw_timeout([device for device, share in enumerate(trace.plan.shares) if share])
+            return
+        usual = {part.device: part.compute_s for part in self._predict(trace, self.network).parts}
+        ratios = [1.0] * len(self._map.devices)
+        for part in trace.devices:
+            if part.device in usual and part.compute_s > 0:
+                self._estimate.saw_compute(part.device, part.compute_s, usual[part.device], now_s)
+                ratios[part.device] = part.compute_s / max(usual[part.device], 1e-6)
+        correction = self._policy.correction(trace.plan, trace.batch, trace.num_tokens, now_s)
+        network, used = self.network, [part.device for part in trace.devices if part.device]
+
+        def total_at(factor: float) -> float:
+            faster = network
+            for device in used:
+                faster = faster.with_rate(device, factor * network.links[device - 1].bytes_per_s)
+            return correction * self._predict(trace, faster, ratios).total_s
+
+        if not used or not self._estimate.saw_request(used, trace.total_s, total_at):
+            predicted_s = total_at(1.0) / correction
+            self._policy.observe(trace.plan, trace.batch, trace.num_tokens, trace.total_s, predicted_s, now_s)
+
+    def probe(self) -> None:
+        """Probes a link if one is due."""
+        device = self._estimate.due(time.monotonic())
+        if device is not None:
+            self._probe(device)
+
+    def _predict(self, trace: Trace, network: Network, ratios: list[float] | None = None) -> Prediction:
+        costs = self._map.costs if ratios is None else scaled(self._map.costs, ratios)
+        return predict(
+            costs, self._map.model, trace.plan, batch=trace.batch, num_tokens=trace.num_tokens,
+            element_bytes=self._element_bytes, network=network,
+        )  # fmt: skip
+
+    def _probe(self, device: int) -> None:
+        link = self.network.links[device - 1]
+        num_bytes = self._estimate.probe_bytes(device)
+        expected_s = 2 * link.latency_s + num_bytes / link.bytes_per_s
+        timeout_s = max(MIN_PROBE_TIMEOUT_S, PROBE_TIMEOUT_FACTOR * expected_s)
+        try:
+            seconds = ping_s(self._transport, device, num_bytes, timeout_s=timeout_s)
+            self._estimate.saw_probe(device, num_bytes, seconds, time.monotonic())
+        except PeerError as exc:
+            log.info("a probe of device %d failed: %s", device, exc)
+            self._estimate.probe_failed(device, num_bytes, timeout_s, time.monotonic())

@@ -1,0 +1,106 @@
+"""The coordinator's own probe of a link, over the connection that requests use: PINGs to a worker, timed.
+
+(`probe` measures over a visitor's connection, for `doctor`; here the workers are this coordinator's.) For the thread
+that owns the transport, between requests.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from edgeprism.errors import PeerFault
+from edgeprism.runtime.probe import MAX_ECHO_BYTES
+from edgeprism.specs.performance_map import LinkMeasured
+from edgeprism.wire.frame import Buffer, Kind
+from edgeprism.wire.transport import Transport
+
+NUM_SMALL = 30
+FIRST_BYTES = 32 * 2**10
+LONG_ENOUGH_S = 0.05  # of one transfer: then the round trip no longer matters much
+NUM_LARGE = 5
+TIMEOUT_S = 20.0
+
+_numbers = itertools.count(1)
+
+
+def ping_s(transport: Transport, device: int, num_bytes: int, *, echo_bytes: int = 0, timeout_s: float) -> float:
+    """Seconds until the PONG to so many bytes is here. PeerError when it does not come."""
+    return _Ping(transport, device, num_bytes, echo_bytes).wait_s(timeout_s)
+
+
+def ask(transport: Transport, device: int, what: str, *, timeout_s: float = 3.0) -> Any:
+    """What a worker says of itself: "facts" or "energy". PeerError when it does not answer, or not with that."""
+    number = next(_numbers)
+    transport.send(device, Kind.PING, epoch=transport.epoch, request=number, meta={what: True})
+    frames = transport.wait_control(
+        (Kind.PONG,), (device,), time.monotonic() + timeout_s, epoch=transport.epoch, request=number
+    )
+    found = frames[device].info.get(what)
+    if not isinstance(found, dict):
+        raise PeerFault(f"device {device} answered a PING without {what}", (device,))
+    return found
+
+
+def measure_link(transport: Transport, device: int) -> LinkMeasured:
+    """Round trip, jitter, rates alone and both ways at once; some seconds on a slow link. PeerError when it ends."""
+    small = sorted(ping_s(transport, device, 0, timeout_s=TIMEOUT_S) for _ in range(NUM_SMALL))
+    round_trip_s = statistics.median(small)
+    to_rate, num_bytes = _rate(transport, device, round_trip_s, sends=True)
+    from_rate, _ = _rate(transport, device, round_trip_s, sends=False)
+    return LinkMeasured(
+        device=device,
+        round_trip_s=round_trip_s,
+        jitter_s=small[int(0.95 * (len(small) - 1))] - round_trip_s,
+        to_bytes_per_s=to_rate,
+        from_bytes_per_s=from_rate,
+        both_bytes_per_s=_both(transport, device, round_trip_s, num_bytes),
+    )
+
+
+class _Ping:
+    """One that is under way."""
+
+    def __init__(self, transport: Transport, device: int, num_bytes: int, echo_bytes: int) -> None:
+        self._transport, self._device, self._number = transport, device, next(_numbers)
+        buffers = [Buffer.of(np.zeros(num_bytes, np.uint8))] if num_bytes else []
+        meta = {"echo_bytes": echo_bytes} if echo_bytes else {}
+        self._began_s = time.perf_counter()
+        transport.send(device, Kind.PING, epoch=transport.epoch, request=self._number, meta=meta, buffers=buffers)
+
+    def wait_s(self, timeout_s: float) -> float:
+        self._transport.wait_control(
+            (Kind.PONG,), (self._device,), time.monotonic() + timeout_s,
+            epoch=self._transport.epoch, request=self._number,
+        )  # fmt: skip
+        return time.perf_counter() - self._began_s
+
+
+def _rate(transport: Transport, device: int, round_trip_s: float, *, sends: bool) -> tuple[float, int]:
+    """Bytes per second in one direction, and how many bytes were long enough to tell."""
+
+    def transfer_s(num_bytes: int) -> float:
+        up, down = (num_bytes, 0) if sends else (0, num_bytes)
+        return ping_s(transport, device, up, echo_bytes=down, timeout_s=TIMEOUT_S)
+
+    num_bytes = FIRST_BYTES
+    while transfer_s(num_bytes) < LONG_ENOUGH_S and num_bytes < MAX_ECHO_BYTES:
+        num_bytes = min(2 * num_bytes, MAX_ECHO_BYTES)
+    seconds = statistics.median(transfer_s(num_bytes) for _ in range(NUM_LARGE))
+    return num_bytes / max(seconds - round_trip_s, seconds / 2), num_bytes
+
+
+def _both(transport: Transport, device: int, round_trip_s: float, num_bytes: int) -> float:
+    """Bytes per second in either direction while the answer to a first PING comes and a second one goes."""
+    rates = []
+    for _ in range(NUM_LARGE):
+        first = _Ping(transport, device, 0, num_bytes)
+        second = _Ping(transport, device, num_bytes, 0)
+        first.wait_s(TIMEOUT_S)
+        seconds = second.wait_s(TIMEOUT_S)
+        rates.append(num_bytes / max(seconds - round_trip_s, seconds / 2))
+    return statistics.median(rates)

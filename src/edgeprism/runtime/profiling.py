@@ -1,0 +1,187 @@
+"""Runs the sweep of a model on a cluster and makes its performance map: `edgeprism profile`.
+
+Everything is measured by real requests through the runtime itself, one plan after the other; what each device did comes
+from their traces. A point that runs out of memory skips the larger batches of its plan; a device that fails skips the
+points that need it; whatever ends the sweep, what was measured is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from edgeprism.errors import PeerError
+from edgeprism.profiler.fit import Power, fit
+from edgeprism.profiler.sweep import Point
+from edgeprism.runtime.engine import Engine
+from edgeprism.runtime.link_probe import ask, measure_link
+from edgeprism.runtime.maps import facts_of
+from edgeprism.runtime.power import measure_powers
+from edgeprism.runtime.probe import facts
+from edgeprism.runtime.trace import Trace
+from edgeprism.specs.performance_map import DeviceFacts, LinkMeasured, PartMeasured, PerformanceMap, RequestMeasured
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a map belongs to."""
+
+    fingerprint: str
+    cluster: str
+    names: tuple[str, ...]
+
+
+class Profiler:
+    """One sweep. ``run`` may be ended by KeyboardInterrupt; ``result`` gives what there is."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        identity: Identity,
+        *,
+        before: PerformanceMap | None = None,
+        calibrations: dict[str, str] | None = None,
+    ) -> None:
+        self._engine, self._identity = engine, identity
+        self._calibrations = calibrations or {}
+        self._num_devices = len(identity.names)
+        self._devices: list[DeviceFacts] = []
+        self._links: list[LinkMeasured] = []
+        self._requests = list(before.requests) if before is not None else []
+        self._skipped: list[str] = []
+        self._powers: list[Power] = []
+        self._is_complete = False
+
+    def look_around(self) -> None:
+        """The devices and their links. PeerError when a device is not there: all of them are needed once."""
+        here = self._engine.on_device_thread(lambda _: facts())  # on the thread that computes, with its own settings
+        self._devices = [facts_of(self._identity.names[0], here)]
+        for device in range(1, self._num_devices):
+            found = self._engine.on_device_thread(partial(ask, device=device, what="facts"))
+            self._devices.append(facts_of(self._identity.names[device], found))
+        for device in range(1, self._num_devices):
+            self._links.append(self._engine.on_device_thread(partial(measure_link, device=device)))
+
+    def forget_changed(self, before: PerformanceMap) -> None:
+        """Drops what was measured with a device that is not what it was. Links are measured anew in any case."""
+        changed = {
+            index
+            for index, (now, then) in enumerate(zip(self._devices, before.devices, strict=True))
+            if now != then
+        }  # fmt: skip
+        self._requests = [
+            one for one in self._requests if not changed & {part.device for part in one.parts if part.compute_s}
+        ]
+
+    def run(self, points: Sequence[Point], *, until_s: float, done: Callable[[int], object]) -> None:
+        """Measures the points that are not measured yet; ``until_s`` in seconds of time.monotonic. ``done`` is told of
+        each forward pass."""
+        have = {(one.plan, one.batch, one.num_tokens) for one in self._requests}
+        too_large: dict[object, int] = {}
+        for point in points:
+            if (point.plan, point.batch, point.num_tokens) in have:
+                done(point.num_passes)
+                continue
+            what = f"{point.plan.strategy} {point.plan.codec}, batch {point.batch}, {point.num_tokens} tokens"
+            limit = too_large.get(point.plan)
+            if limit is not None and point.batch >= limit:
+                self._skipped.append(f"{what}: batch {limit} needed more memory than there is")
+            elif time.monotonic() > until_s:
+                self._skipped.append(f"{what}: no time was left")
+            else:
+                try:
+                    self._requests.append(self._measured(point, done))
+                    continue
+                except (MemoryError, RuntimeError) as exc:
+                    if "memory" not in str(exc).lower() and not isinstance(exc, MemoryError):
+                        raise
+                    too_large[point.plan] = point.batch
+                    self._skipped.append(f"{what}: {exc}")
+                except PeerError as exc:
+                    self._skipped.append(f"{what}: {exc}")
+            done(point.num_passes)
+        self._is_complete = not any("no time was left" in one for one in self._skipped)
+
+    def measure_powers(self, num_tokens: int) -> None:
+        """Watts of every device, idle and at work."""
+        self._powers = measure_powers(self._engine, self._num_devices, example(self._engine, 1, num_tokens))
+
+    def result(self) -> PerformanceMap:
+        """The map of what was measured. InputError where that is too little."""
+        spec, dtype = self._engine.spec, self._engine.dtype
+        costs = fit(spec, dtype, self._num_devices, self._requests, self._links, self._powers)
+        return PerformanceMap(
+            fingerprint=self._identity.fingerprint,
+            model=spec,
+            dtype=dtype,
+            cluster=self._identity.cluster,
+            devices=tuple(self._devices),
+            requests=tuple(self._requests),
+            links=tuple(self._links),
+            costs=costs,
+            skipped=tuple(self._skipped),
+            is_complete=self._is_complete,
+            calibrations=self._calibrations,
+        )
+
+    def _measured(self, point: Point, done: Callable[[int], object]) -> RequestMeasured:
+        self._engine.use(point.plan)
+        inputs = example(self._engine, point.batch, point.num_tokens)
+        traces: list[Trace] = []
+        for repeat in range(point.num_passes):
+            self._engine(**inputs)
+            trace = self._engine.last_trace
+            assert trace is not None
+            if trace.failures or trace.left_out:
+                raise _Disturbed("; ".join((*trace.failures, *trace.left_out)))
+            if repeat:  # the first allocates, and starts threads
+                traces.append(trace)
+            done(1)
+        return RequestMeasured(
+            plan=point.plan,
+            batch=point.batch,
+            num_tokens=traces[0].num_tokens,
+            total_s=tuple(trace.total_s for trace in traces),
+            parts=tuple(_part(traces, index) for index in range(len(traces[0].devices))),
+        )
+
+
+class _Disturbed(PeerError):
+    """A device failed, so what was measured is not what the plan takes."""
+
+
+def example(engine: Engine, batch: int, num_tokens: int) -> dict[str, Any]:
+    """Inputs of that size, with values as they come."""
+    spec, generator = engine.spec, torch.Generator().manual_seed(batch)
+    if not spec.is_vision:
+        ids = torch.randint(0, spec.vocab_size, (batch, num_tokens), generator=generator)
+        return {"input_ids": ids}
+    height_px, width_px = engine.image_size
+    return {"pixel_values": torch.rand(batch, spec.num_channels, height_px, width_px, generator=generator)}
+
+
+def _part(traces: Sequence[Trace], index: int) -> PartMeasured:
+    parts = [trace.devices[index] for trace in traces]
+
+    def middle(name: str) -> float:
+        return float(median(getattr(part, name) for part in parts))
+
+    return PartMeasured(
+        device=parts[0].device,
+        compute_s=middle("compute_s"),
+        codec_s=middle("codec_s"),
+        staging_s=middle("staging_s"),
+        wire_s=middle("wire_s"),
+        wait_s=middle("wait_s"),
+        bytes_sent=int(middle("bytes_sent")),
+        bytes_received=int(middle("bytes_received")),
+    )

@@ -1,0 +1,188 @@
+"""The policy's decisions: numbers in, plans out."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeprism.errors import InputError
+from edgeprism.policy.choose import HALF_LIFE_S, Policy, describe
+from edgeprism.policy.explain import as_document, as_text
+from edgeprism.policy.network import Network
+from edgeprism.policy.table import TablePolicy
+from edgeprism.specs.apportion import apportion
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.performance_map import PerformanceMap
+from edgeprism.specs.plan import Plan
+from tests.policy.maps import performance_map
+
+LOST = {"int8": 0.1, "kv:int8": 0.2, "means:9.9": 2.4}
+
+
+def policy(found: PerformanceMap | None = None, *, drop: float | None = None, objective: str = "latency") -> Policy:
+    """One with these codecs' costs in points, measured for two devices."""
+    return Policy(
+        found or performance_map(),
+        points_lost=lambda codec, num_devices: LOST.get(str(codec)) if num_devices == 2 else None,
+        objective=objective,
+        max_accuracy_drop=drop,
+    )
+
+
+def network(rate_mbit: float, found: PerformanceMap | None = None) -> Network:
+    """Every link at this rate."""
+    return Network.measured((found or performance_map()).costs).at(rate_mbit * 1e6 / 8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(batch=st.integers(1, 32), rate_mbit=st.floats(0.5, 2000), drop=st.sampled_from([None, 0.15, 3.0]))
+def test_never_predicted_slower_than(batch: int, rate_mbit: float, drop: float | None) -> None:
+    """Never predicted slower than one device."""
+    decision = policy(drop=drop).decide(batch, 197, network(rate_mbit))
+    assert decision.chosen.total_s <= decision.local.total_s
+
+
+@pytest.mark.parametrize(("drop", "allowed"), [(None, {"exact"}), (0.15, {"exact", "int8"}), (5.0, {"exact", *LOST})])
+def test_only_codecs_within_the_budget(drop: float | None, allowed: set[str]) -> None:
+    """Only codecs within the budget are candidates."""
+    decision = policy(drop=drop).decide(1, 197, network(400))
+    used = {str(one.plan.codec) for one in decision.candidates if one.plan.strategy == "sequence"}
+    assert used == allowed
+    assert len(decision.left_out) == len({*LOST} - allowed)
+
+
+def test_codecs_measured_for_two() -> None:
+    """Codecs measured for two devices are not used among three."""
+    found = performance_map((1.0, 1.0, 1.0))
+    decision = policy(found, drop=5.0).decide(1, 197, network(400, found))
+    assert {str(one.plan.codec) for one in decision.candidates} == {"exact"}
+    assert "not measured for this model, 3 devices" in decision.left_out[0]
+
+
+def test_slow_links_are_left() -> None:
+    """Slow links are left alone and fast ones used."""
+    chosen = {rate: policy(drop=5.0).decide(1, 197, network(rate)).chosen.plan for rate in (1, 1000)}
+    assert chosen[1].strategy == "local"
+    assert chosen[1000].strategy == "sequence"
+
+
+def test_samples_go_to_devices_so_that_all_are_done_together() -> None:
+    """Against every way of dealing out eight samples."""
+    found = performance_map((1.0, 0.25))
+    deciding = policy(found)
+    decision = deciding.decide(8, 197, network(400, found))
+    comparing = deciding.candidates(8, 197, network(400, found))
+    best_s = min(comparing.predict(Plan(strategy="replica", shares=((8 - n) / 8, n / 8))).total_s for n in range(1, 9))
+    replica = min(
+        (one for one in decision.candidates if one.plan.strategy == "replica"), key=lambda one: one.total_s
+    )  # fmt: skip
+    assert replica.total_s == pytest.approx(best_s)
+    assert apportion(8, replica.plan.shares, ties_to_later=False)[0] > 4
+
+
+def test_a_much_faster_device() -> None:
+    """A much faster device gets everything."""
+    found = performance_map((0.1, 2.0))
+    chosen = policy(found).decide(1, 197, network(400, found)).chosen.plan
+    assert (chosen.strategy, chosen.shares) == ("replica", (0.0, 1.0))
+
+
+def test_a_device_that_would() -> None:
+    """A device that would slow the others down is left out."""
+    found = performance_map((1.0, 1.0, 0.05))
+    chosen = policy(found).decide(8, 197, network(1000, found)).chosen.plan
+    assert chosen.shares[2] < 0.1
+
+
+def test_shares_found_are_close() -> None:
+    """Shares found are close to the best of a grid."""
+    found = performance_map((1.0, 0.4))
+    deciding = policy(found)
+    comparing = deciding.candidates(4, 197, network(2000, found))
+    grid_s = min(
+        comparing.predict(Plan(strategy="sequence", shares=(n / 40, 1 - n / 40))).total_s for n in range(20, 40)
+    )
+    decision = deciding.decide(4, 197, network(2000, found))
+    shared = min(one.total_s for one in decision.candidates if one.plan.strategy == "sequence")
+    assert shared <= 1.05 * grid_s
+
+
+def test_devices_that_are_away() -> None:
+    """Devices that are away are not used."""
+    decision = policy().decide(8, 197, network(1000), devices=(0,))
+    assert [one.plan.strategy for one in decision.candidates] == ["local"]
+
+
+def test_a_plan_in_use_is_left_only_for_one_that_is_clearly_better() -> None:
+    """Around the rate at which two plans are equal a small change of it changes nothing."""
+    rates = [1000 * 0.99**n for n in range(500)]
+    fresh = [policy(drop=5.0).decide(1, 197, network(rate)).chosen.plan for rate in rates]
+    crossing = next(n for n, (one, other) in enumerate(itertools.pairwise(fresh)) if one.strategy != other.strategy)
+    deciding = policy(drop=5.0)
+    used = [deciding.decide(1, 197, network(rates[n])).chosen.plan for n in [crossing, crossing + 1] * 5]
+    assert len(set(used)) == 1
+    much_slower = deciding.decide(1, 197, network(rates[crossing] / 4))
+    assert much_slower.chosen.plan.strategy == "local"
+
+
+def test_a_plan_that_does() -> None:
+    """A plan that does worse than predicted is left and tried again later."""
+    deciding = policy()
+    before = deciding.decide(8, 197, network(400), now_s=0.0)
+    assert before.chosen.plan.strategy == "replica"
+    for n in range(20):
+        deciding.observe(before.chosen.plan, 8, 197, 3 * before.chosen.total_s, before.chosen.total_s, float(n))
+    assert deciding.decide(8, 197, network(400), now_s=20.0).chosen.plan != before.chosen.plan
+    later_s = 20.0 + 10 * HALF_LIFE_S
+    assert deciding.decide(8, 197, network(400), now_s=later_s).chosen.plan.strategy == "replica"
+
+
+def test_a_loaded_device_gets() -> None:
+    """A loaded device gets less."""
+    even = policy().decide(8, 197, network(1000)).chosen.plan
+    loaded = policy().decide(8, 197, network(1000), load=(1.0, 3.0)).chosen.plan
+    assert loaded.shares[1] < even.shares[1]
+
+
+def test_energy_prefers_one_device() -> None:
+    """Energy prefers one device where sharing saves little time."""
+    found = performance_map()
+    fast = policy(found).decide(1, 197, network(700, found))
+    cheap = policy(found, objective="energy").decide(1, 197, network(700, found))
+    assert cheap.chosen.prediction.joules <= min(one.prediction.joules for one in cheap.candidates) * 1.031
+    assert cheap.chosen.prediction.joules <= fast.chosen.prediction.joules
+
+
+def test_the_published_policy_knows() -> None:
+    """The published policy knows one device or means and the nearest cell."""
+    table = TablePolicy(performance_map(), points_lost=lambda codec, num: 2.4, max_accuracy_drop=5.0)
+    decision = table.decide(8, 197, network(5))
+    assert {describe(one.plan) for one in decision.candidates} == {"local", "sequence means:9.9 over 0 and 1"}
+    at_200 = table.decide(8, 197, network(200))
+    assert decision.chosen.total_s == at_200.chosen.total_s  # 200 Mbit/s is the lowest that it knows
+
+
+def test_explain_shows_every_part() -> None:
+    """Explain shows every part and what was left out."""
+    decision = policy(drop=0.15).decide(1, 197, network(400))
+    text = as_text(decision)
+    assert "> " in text
+    assert "left out: means:9.9: costs 2.4 points, and the budget is 0.15" in text
+    document = as_document(decision)
+    assert document["chosen"] == decision.chosen.plan.to_json()
+    assert len(document["candidates"]) == len(decision.candidates)
+
+
+@pytest.mark.parametrize(("objective", "drop"), [("speed", None), ("latency", -1.0), ("latency", 101.0)])
+def test_bad_settings_are_refused(objective: str, drop: float | None) -> None:
+    """Bad settings are refused."""
+    with pytest.raises(InputError):
+        policy(objective=objective, drop=drop)
+
+
+def test_codec_names_of_the_map() -> None:
+    """Codec names of the map are codecs."""
+    assert [str(CodecSpec.parse(name)) for name in performance_map().codecs] == list(performance_map().codecs)

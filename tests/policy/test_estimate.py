@@ -1,0 +1,98 @@
+"""What requests and probes teach about network and load, with a clock of the test's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeprism.policy.estimate import MIN_PROBE_BYTES, PROBE_PART, Estimate
+from tests.policy.maps import costs
+
+MBIT = 1e6 / 8
+
+
+def estimate(rate_mbit: float = 400.0) -> Estimate:
+    """Of two devices on a link that was measured at this rate."""
+    return Estimate(costs(rate_mbit=rate_mbit))
+
+
+def probe(one: Estimate, rate_mbit: float, now_s: float) -> float:
+    """One probe on a link of that rate; how long it took."""
+    num_bytes = one.probe_bytes(1)
+    seconds = 2e-4 + num_bytes / (rate_mbit * MBIT)
+    one.saw_probe(1, num_bytes, seconds, now_s)
+    return seconds
+
+
+def rate_mbit(one: Estimate) -> float:
+    """Of the link, as it is believed to be."""
+    return one.network.links[0].bytes_per_s / MBIT
+
+
+@pytest.mark.parametrize("new", [5.0, 20.0, 1000.0])
+def test_two_probes_find_a_rate(new: float) -> None:
+    """Two probes find a rate that has changed."""
+    one = estimate()
+    probe(one, new, 0.0)
+    assert one.due(0.0) == 1, "the first probe that is far off is checked at once"
+    probe(one, new, 0.0)
+    assert rate_mbit(one) == pytest.approx(new, rel=0.1)
+    assert one.due(0.001, only_suspected=True) is None
+
+
+def test_one_probe_that_met() -> None:
+    """One probe that met a stall is corrected by the next."""
+    one = estimate()
+    one.saw_probe(1, one.probe_bytes(1), 0.5, 0.0)
+    probe(one, 400, 0.0)
+    probe(one, 400, 0.0)
+    assert rate_mbit(one) == pytest.approx(400, rel=0.1)
+
+
+def test_probes_take_one_per() -> None:
+    """Probes take one per cent of the time at most."""
+    for rate in (5.0, 50.0, 500.0):
+        one, now_s, taken_s = estimate(rate), 0.0, 0.0
+        while now_s < 30.0:
+            if one.due(now_s) is not None:
+                taken_s += probe(one, rate, now_s)
+            now_s += 0.01
+        assert 0 < taken_s <= PROBE_PART * 30.0 * 1.05 + 0.05
+
+
+def test_a_request_that_took() -> None:
+    """A request that took as long as it should says nothing new."""
+    one = estimate()
+    assert not one.saw_request([1], 1.0, lambda factor: 0.5 + 0.5 / factor)
+    assert rate_mbit(one) == 400
+
+
+def test_a_request_that_took_much() -> None:
+    """A request that took much longer puts its links under suspicion."""
+    one = estimate()
+    one.saw_probe(1, MIN_PROBE_BYTES, 2e-4 + MIN_PROBE_BYTES / (400 * MBIT), 0.0)
+    assert one.due(0.001) is None
+    assert one.saw_request([1], 2.0, lambda factor: 0.5 + 0.5 / factor)
+    assert one.due(0.001, only_suspected=True) == 1
+    assert one.probe_bytes(1) == MIN_PROBE_BYTES, "it may be slow by now"
+
+
+def test_a_request_on_one() -> None:
+    """A request on one device suspects nobody."""
+    assert not estimate().saw_request([], 9.0, lambda factor: 1.0)
+
+
+def test_a_probe_that_does() -> None:
+    """A probe that does not come back bounds the rate."""
+    one = estimate()
+    one.probe_failed(1, 16384, 0.1, 0.0)
+    assert rate_mbit(one) <= 16384 / 0.1 / MBIT * 1.001
+
+
+def test_load_follows_what_was() -> None:
+    """Load follows what was seen and fades."""
+    one = estimate()
+    for n in range(20):
+        one.saw_compute(1, 0.3, 0.1, float(n))
+    assert one.load(19.0)[1] == pytest.approx(3.0, rel=0.1)
+    assert one.load(19.0)[0] == 1.0
+    assert one.load(19.0 + 200)[1] == pytest.approx(1.0, abs=0.01)
