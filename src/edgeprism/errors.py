@@ -4,7 +4,9 @@ EdgeprismError
 ├── InputError (also a ValueError)      what the caller gave cannot be used: exit status 2
 │   ├── UnsupportedModel                no family adaptor for this architecture
 │   ├── ModelFilesError                 a model directory lacks something, or holds what is refused
+│   ├── NoLab                           this machine, or this user, cannot have an emulated cluster
 │   └── PlanError                       a plan, share, codec or device count that cannot be carried out
+├── LabError                            an emulated cluster is not what it should be, or is gone: exit status 1
 ├── PeerError                           another device failed us: exit status 1
 │   ├── PeerTimeout                     it sent nothing before the deadline
 │   ├── PeerLost                        its process or its connection is gone
@@ -36,8 +38,16 @@ class ModelFilesError(InputError):
     """A model directory lacks a file, or holds one that is refused (pickle weights)."""
 
 
+class NoLab(InputError):
+    """This machine, or this user, cannot have an emulated cluster; the message says what is missing."""
+
+
 class PlanError(InputError):
     """A strategy, share, codec, dtype or number of devices that cannot be carried out."""
+
+
+class LabError(EdgeprismError):
+    """An emulated cluster is not what it should be: a rate or a speed is off, or a part of it has ended."""
 
 
 class PeerError(EdgeprismError):

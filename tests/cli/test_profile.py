@@ -175,9 +175,11 @@ def test_a_sweep_that_is_broken_off_goes_on(home: Path, tmp_path: Path) -> None:
     make(ARCHITECTURE, hidden_size=512, intermediate_size=2048, image_size=128).save_pretrained(home / "larger")
     running = subprocess.Popen(given, stderr=subprocess.PIPE, text=True, preexec_fn=_minds_interrupts)
     assert running.stderr is not None
-    while "measuring" not in running.stderr.readline():
-        assert running.poll() is None
-    time.sleep(9.0)  # a rest of two seconds, two for each device's watts, and some points
+    said = ""
+    while "| 0/" not in said:  # the bar of the sweep has begun
+        said += running.stderr.read(1)
+        assert running.poll() is None, said
+    time.sleep(2.0)
     running.send_signal(signal.SIGINT)
     rest = running.communicate(timeout=60)[1]
     assert running.returncode == 130, rest

@@ -28,6 +28,7 @@ _COMMANDS = (
     "worker",
     "keys",
     "discover",
+    "lab",
 )
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

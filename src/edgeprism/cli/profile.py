@@ -131,11 +131,11 @@ def _measure(
                 engine, identity, before=before, calibrations={name: one.digest for name, one in tables.items()}
             )
             say(f"measuring {cluster.num_devices} devices and their links")
-            profiler.look_around()
-            profiler.measure_powers(wanted[0].num_tokens)
-            if before is not None and args.update:
-                profiler.forget_changed(before)
             try:
+                profiler.look_around()
+                profiler.measure_powers(wanted[0].num_tokens)
+                if before is not None and args.update:
+                    profiler.forget_changed(before)
                 with progress_bar(sum(point.num_passes for point in wanted)) as done:
                     profiler.run(wanted, until_s=time.monotonic() + 60 * args.minutes, done=done)
             except KeyboardInterrupt:

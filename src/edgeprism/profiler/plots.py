@@ -144,13 +144,13 @@ class _Drawing:
         colours = dict(zip(names, ["#dddddd" if names[0] == "local" else "#4477aa", *_colours()], strict=False))
         for y, line in enumerate(cells):
             for x, (name, ratio) in enumerate(line):
-                axes.add_patch(_square(x, y, colours[name]))
+                axes.add_patch(_square(float(x), float(y), colours[name]))
                 axes.text(x, y, f"{ratio:.2f}", ha="center", va="center", fontsize=6)
         axes.set(xlim=(-0.5, len(RATES_MBIT) - 0.5), ylim=(-0.5, len(rows) - 0.5), xlabel="Mbit/s", ylabel=what)
         axes.set_xticks(range(len(RATES_MBIT)), [f"{rate:g}" for rate in RATES_MBIT], fontsize=8)
         axes.set_yticks(range(len(rows)), [str(row) for row in rows])
         axes.set_title(f"{self._heading}: best plan, time over local; predicted", fontsize=10)
-        handles = [_square(0, 0, colours[name], label=name) for name in names]
+        handles = [_square(0.0, 0.0, colours[name], label=name) for name in names]
         axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=7)
 
     def _winner(self, batch: int, num_tokens: int, rate_mbit: float) -> Winner:

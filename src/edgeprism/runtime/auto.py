@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,57 @@ class AutoSettings:
 
 class NoMap(EdgeprismError):
     """There is no performance map that `auto` could use; the text says why, and what to run."""
+
+
+class AutoPlans:
+    """What chooses for an engine, one for each of the settings that it was used with: they learn apart."""
+
+    def __init__(self, model: str | PreTrainedModel, cluster: Cluster, dtype: str | None) -> None:
+        self._model, self._cluster = model, cluster
+        self._dtype = None if dtype is None else dtype.removeprefix("torch.")
+        self._settings = AutoSettings()
+        self._maps: dict[Path | None, PerformanceMap | None] = {}
+        self._adaptives: dict[AutoSettings, Adaptive] = {}
+
+    def tables(self, settings: AutoSettings) -> dict[str, Calibration]:
+        """Those of the codecs that `auto` may come to use, as far as they are here: devices get them with the model."""
+        self._settings = settings
+        found = self._map(settings)
+        return {} if found is None else tables_for(self._model, found, settings)
+
+    def adaptive(self, settings: AutoSettings | None, tables: Mapping[str, Calibration]) -> Adaptive | None:
+        """For the thread that owns the transport; None, after a warning, where there is no map. InputError where one
+        was named that does not fit."""
+        self._settings = settings = settings or self._settings
+        if settings in self._adaptives:
+            return self._adaptives[settings]
+        found = self._map(settings)
+        if found is None:
+            return None
+        try:
+            self._adaptives[settings] = make_adaptive(self._cluster.transport, found, tables, settings)
+        except NoMap as exc:
+            if settings.performance_map is not None:
+                raise InputError(str(exc)) from exc
+            _warn(exc)
+            return None
+        return self._adaptives[settings]
+
+    def _map(self, settings: AutoSettings) -> PerformanceMap | None:
+        if self._cluster.num_devices == 1:
+            return None
+        place = settings.performance_map
+        if place not in self._maps:
+            try:
+                self._maps[place] = find_map(self._model, self._cluster, self._dtype, settings)
+            except NoMap as exc:
+                self._maps[place] = None
+                _warn(exc)
+        return self._maps[place]
+
+
+def _warn(exc: NoMap) -> None:
+    warnings.warn(f"plan auto runs on one device: {exc}", stacklevel=5)
 
 
 def find_map(

@@ -28,7 +28,7 @@ from edgeprism.models.registry import adapt
 from edgeprism.models.text import CausalLM, check_ids
 from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
-from edgeprism.runtime.auto import AutoSettings, NoMap, find_map, make_adaptive, tables_for
+from edgeprism.runtime.auto import AutoPlans, AutoSettings
 from edgeprism.runtime.calibrations import find
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
@@ -39,7 +39,6 @@ from edgeprism.runtime.trace import Trace
 from edgeprism.runtime.weights import WeightFiles
 from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.model import ModelSpec
-from edgeprism.specs.performance_map import PerformanceMap
 from edgeprism.specs.plan import STRATEGIES, Plan
 from edgeprism.strategies.greedy import GreedySettings, prompt_tokens
 from edgeprism.wire.transport import Transport
@@ -117,17 +116,15 @@ class Engine:
         codec = CodecSpec.parse(codec) if isinstance(codec, str) else codec
         used = plan.codec if isinstance(plan, Plan) else codec
         self._calibrations = find(model, [used], calibrations)
-        self._map: PerformanceMap | None = None
-        auto = auto or AutoSettings()
-        if plan == "auto" and self._cluster.num_devices > 1:
-            self._find_map(model, dtype, auto)
-        self.use(plan, codec)
+        self._auto = AutoPlans(model, self._cluster, None if dtype is None else str(_dtype(dtype)))
+        if plan == "auto":
+            self._calibrations = {**self._auto.tables(auto or AutoSettings()), **self._calibrations}
+        self._check_plan(plan, codec)
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
         try:
             self._thread.call(lambda: self._set_up(model, _device_of(model, device), _dtype(dtype)))
-            if self._map is not None:
-                self._thread.call(lambda: self._adapt(auto))
+            self.use(plan, codec, auto=auto)
         except BaseException:
             self._queue.close(NOT_OURS)
             if self._owns_cluster:
@@ -136,31 +133,20 @@ class Engine:
         if self._owns_cluster:
             weakref.finalize(self, self._cluster.close)
 
-    def _find_map(self, model: str | PreTrainedModel, dtype: str | torch.dtype | None, auto: AutoSettings) -> None:
-        try:
-            name = None if dtype is None else str(_dtype(dtype)).removeprefix("torch.")
-            self._map = find_map(model, self._cluster, name, auto)
-            self._calibrations = {**tables_for(model, self._map, auto), **self._calibrations}
-        except NoMap as exc:
-            warnings.warn(f"plan auto runs on one device: {exc}", stacklevel=4)
-
-    def _adapt(self, auto: AutoSettings) -> None:
-        """On device 0's thread, once the devices are there."""
-        assert self._map is not None
-        try:
-            self._scheduler.adaptive = make_adaptive(self._cluster.transport, self._map, self._calibrations, auto)
-        except NoMap as exc:
-            if auto.performance_map is not None:
-                raise InputError(str(exc)) from exc
-            warnings.warn(f"plan auto runs on one device: {exc}", stacklevel=2)
-
     @property
     def is_closed(self) -> bool:
         """Whether it was closed, or its cluster was, or was given to a newer engine."""
         return self._queue.is_closed
 
-    def use(self, plan: str | Plan, codec: str | CodecSpec = "exact") -> None:
-        """Takes another plan for the requests from now on."""
+    def use(self, plan: str | Plan, codec: str | CodecSpec = "exact", *, auto: AutoSettings | None = None) -> None:
+        """Takes another plan for the requests from now on. ``auto``: how "auto" chooses, by default as before; what it
+        learnt under the same settings it still knows."""
+        self._plan, self._codec = self._check_plan(plan, codec)
+        if plan == "auto":
+            self._thread.call(lambda: self._scheduler.choose_by(self._auto.adaptive(auto, self._calibrations)))
+
+    def _check_plan(self, plan: str | Plan, codec: str | CodecSpec) -> tuple[str | Plan, CodecSpec]:
+        """What can be used of them."""
         codec = CodecSpec.parse(codec) if isinstance(codec, str) else codec
         if isinstance(plan, str) and plan not in ("auto", *STRATEGIES):
             Plan(strategy=plan, shares=(1.0,))  # says which there are
@@ -176,8 +162,8 @@ class Engine:
                 f"codec {codec} has tables that devices get when they load the model; make a new engine for it"
             )
         if strategy != "sequence" and codec != EXACT:
-            warnings.warn(f"codec {codec} has no effect under plan {strategy}: nothing is encoded", stacklevel=2)
-        self._plan, self._codec = plan, codec
+            warnings.warn(f"codec {codec} has no effect under plan {strategy}: nothing is encoded", stacklevel=3)
+        return plan, codec
 
     @property
     def spec(self) -> ModelSpec:

@@ -57,8 +57,7 @@ class Scheduler:
         self.coordinator = Coordinator(transport, model, self._members, patience, numbers, calibrations)
         self._singles = Singles(transport, model, self._members, patience, queue, numbers, cores)
         self._members.pass_on = self._singles.take
-        self.adaptive: Adaptive | None = None
-        """What chooses under plan `auto`; None: it runs here."""
+        self._adaptive: Adaptive | None = None
 
     def step(self) -> None:
         """Begins a request if one can be begun; else waits until something happens, half a second at most."""
@@ -69,6 +68,10 @@ class Scheduler:
             self._queue.put_back(answer)
             self.look_around()
         self._queue.deliver()  # here, where a callback finds everything in order
+
+    def choose_by(self, adaptive: Adaptive | None) -> None:
+        """What chooses under plan `auto` from now on; None: it runs here."""
+        self._adaptive = adaptive
 
     @property
     def is_busy(self) -> bool:
@@ -92,8 +95,8 @@ class Scheduler:
                 return self._singles.offer(answer)
             if self._singles.num_in_hand:
                 return False
-            if answer._plan == "auto" and self.adaptive is not None:
-                outcome = self._choose(answer._inputs, self.adaptive)
+            if answer._plan == "auto" and self._adaptive is not None:
+                outcome = self._choose(answer._inputs, self._adaptive)
                 trace = outcome.trace
             else:
                 plan = self.coordinator.plan_of(answer._plan, answer._codec)
@@ -128,8 +131,8 @@ class Scheduler:
         self._transport.watch(max(0.0, min(LOOK_AROUND_S, self._singles.patience_s)))
         if self._transport.num_devices > 1:
             self._members.ready()  # takes in what came, tells and asks those that have to be
-            if self.adaptive is not None and not self.is_busy:
-                self.adaptive.probe()
+            if self._adaptive is not None and not self.is_busy:
+                self._adaptive.probe()
         self._singles.collect()
 
 

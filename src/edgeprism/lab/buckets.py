@@ -1,0 +1,41 @@
+"""Token buckets, and what passes them: a rate counts Ethernet frames, of which 1448 of 1514 bytes are a message's.
+
+What a real Ethernet has besides (preamble, checksum, gap: 24 bytes a frame) does not count.
+"""
+
+from __future__ import annotations
+
+FRAME_BYTES, SEGMENT_BYTES = 1514, 1448
+"""A full Ethernet frame as a bucket counts it, and its load: less 14 of Ethernet, 20 of IP, 32 of TCP."""
+UNLIMITED_MBIT = 40_000.0
+TIMER_S = 125e-6
+"""How late the kernel's timers may be: a bucket holds what a link sends meanwhile, and a frame."""
+QUEUE_S, MIN_QUEUE_BYTES = 50e-3, 256 * 1024
+"""What waits before a bucket, at most: that of so long, and never less than so much."""
+
+
+def burst_bytes(rate_mbit: float) -> int:
+    """What a full bucket lets pass at once: the least that sustains the rate."""
+    return round(FRAME_BYTES + TIMER_S * rate_mbit * 1e6 / 8)
+
+
+def bucket(rate_mbit: float | None, more_s: float = 0.0) -> str:
+    """In the words of `tc`; it holds what a link sends in ``more_s`` besides."""
+    rate = UNLIMITED_MBIT if rate_mbit is None else rate_mbit
+    burst = burst_bytes(rate) + round(more_s * rate * 1e6 / 8)
+    queue = max(MIN_QUEUE_BYTES, round(QUEUE_S * rate * 1e6 / 8)) + burst
+    return f"tbf rate {rate * 1e6:.0f}bit burst {burst}b limit {queue}b"
+
+
+def wire_bytes(num_bytes: int) -> int:
+    """What carries so many bytes over one TCP connection: full frames, nothing lost, and no acknowledgements.
+
+    >>> wire_bytes(1), wire_bytes(1448), wire_bytes(1449)
+    (67, 1514, 1581)
+    """
+    return num_bytes + (FRAME_BYTES - SEGMENT_BYTES) * -(-num_bytes // SEGMENT_BYTES)
+
+
+def wire_s(num_bytes: int, rate_mbit: float) -> float:
+    """The least time that so many bytes take over one TCP connection of a link: every frame full, nothing lost."""
+    return num_bytes * FRAME_BYTES / SEGMENT_BYTES * 8 / (rate_mbit * 1e6)
