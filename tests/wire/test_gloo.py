@@ -130,6 +130,25 @@ def test_signs_of_life_keep_an_idle_link() -> None:
         assert one.take_stats().frames_received == 0
 
 
+def test_a_reader_that_is_ahead_waits_for_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is flooded while it computes takes in no more than so many frames; none is lost, and all of them
+    count as read in the end."""
+    monkeypatch.setattr("edgeprism.wire.gloo_link._MAX_UNREAD", 20)
+    one, two = gloo_mesh(2)
+    for number in range(100):
+        one.send(1, Kind.TOKEN, epoch=0, request=number)
+    time.sleep(0.3)
+    assert isinstance(two, GlooTransport)
+    assert two._inbox.qsize() <= 25
+    for number in range(100):
+        frame = two.receive(5.0)
+        assert frame is not None and frame.request == number
+    link = two._links[0]
+    assert (link.num_read, link.num_bytes_read) == (link._num_put, link._num_bytes_put)
+    one.close()
+    two.close()
+
+
 def test_a_coordinator_that_was_restarted_finds_its_workers(tmp_path: Path) -> None:
     """By a store that began anew under the same address, or a file with all that was ever said in it."""
     with closing(socket.socket()) as probe:

@@ -13,9 +13,14 @@ def of_members(members: Sequence[Member]) -> str:
     return _hash([text for member in members for text in (member.name, member.public_key)])
 
 
-def of_processes(cores: Sequence[Sequence[int]]) -> str:
-    """Of processes of one machine, each with so many cores."""
-    return _hash(["processes", *(str(len(own)) for own in cores)])
+def of_processes(cores: Sequence[Sequence[int]], gloo: str = "") -> str:
+    """Of processes of one machine, each with so many cores; ``gloo`` says how, where they talk over that."""
+    return _hash(["processes", *(str(len(own)) for own in cores), *([gloo] if gloo else [])])
+
+
+def of_store(store: str, num_devices: int, gloo: str) -> str:
+    """Of devices that find each other by a gloo store."""
+    return _hash(["store", store, str(num_devices), gloo])
 
 
 def of_threads(num_devices: int) -> str:

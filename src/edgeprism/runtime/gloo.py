@@ -9,6 +9,7 @@ import time
 
 from edgeprism.errors import PeerError, PeerTimeout
 from edgeprism.runtime.cluster import Cluster
+from edgeprism.runtime.cluster_key import of_store
 from edgeprism.specs.plan import check_num_devices
 from edgeprism.wire.gloo import GlooMode, GlooTransport
 
@@ -43,4 +44,5 @@ def connect_gloo(
     except BaseException:
         gloo.close()
         raise
-    return Cluster(gloo, close_workers=lambda: None, introductions={})
+    key = of_store(gloo.store, num_devices, str(how))
+    return Cluster(gloo, close_workers=lambda: None, introductions={}, key=key)

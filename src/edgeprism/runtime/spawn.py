@@ -83,7 +83,14 @@ def _spawn_over_gloo(num_devices: int, cores: Sequence[tuple[int, ...]], text: s
         transport.close()
         _stop(children)
         raise
-    return Cluster(transport, close_workers=lambda: _stop(children), cores=cores[0], pids=[c.pid for c in children])
+    return Cluster(
+        transport,
+        close_workers=lambda: _stop(children),
+        cores=cores[0],
+        pids=[child.pid for child in children],
+        key=of_processes(cores, str(how)),
+        option=f"--local-workers {num_devices} --transport {how}",
+    )
 
 
 def _start(num_threads: int) -> subprocess.Popen[bytes]:

@@ -19,7 +19,7 @@ from edgeprism.errors import InputError, PeerLost, PeerTimeout
 from edgeprism.need_torch import need_torch
 from edgeprism.wire.envelope import pack
 from edgeprism.wire.frame import DEFAULT_LIMITS, Buffer, Frame, Kind, Limits, Part, encode
-from edgeprism.wire.gloo_gather import Gathering
+from edgeprism.wire.gloo_gather import GATHERED, Gathering
 from edgeprism.wire.gloo_link import GlooLink
 from edgeprism.wire.gloo_meet import Place
 from edgeprism.wire.transport import COORDINATOR, Event, Exchange, Lost, Transport, Up
@@ -171,7 +171,7 @@ class GlooTransport(Transport):
                 self._up.add(event.peer)
             elif isinstance(event, Lost):
                 self._up.discard(event.peer)
-            else:
+            elif event.route != GATHERED:
                 link = self._links[event.sender]
                 link.num_read += 1
                 link.num_bytes_read += sum(map(len, event.parts))

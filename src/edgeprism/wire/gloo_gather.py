@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+GATHERED = (b"all_gather",)
+"""The route of messages that came so: they are not of a link, whose reader counts what is still unread."""
 _SHORTEST_BYTES = 4096  # room for the layout of any envelope
 
 
@@ -99,7 +101,7 @@ class Gathering:
         for device, row in zip(self._devices, rows, strict=True):
             if device != self._own:
                 layout = Envelope.read(row.data, self._limits)
-                self._put(Message(device, layout.parts(row.data)))
+                self._put(Message(device, layout.parts(row.data), GATHERED))
         return max(longest, _SHORTEST_BYTES)
 
     def _all_gather(self, group: ProcessGroupGloo, envelope: Bytes, num_bytes: int) -> list[Bytes]:

@@ -2,8 +2,8 @@
 
 gloo receives into buffers that were made ready before, and has nothing that could be polled; so two threads serve each
 link. One meets the peer, keeps receives posted and hands on what comes; the other waits for what was sent, and sends a
-sign of life when nothing else was. The owner's thread sends by itself, without waiting. A peer that
-is stopped or cut off is lost when a wait for it ends in vain.
+sign of life when nothing else was. The owner's thread sends by itself, without waiting. A peer that is stopped or cut
+off is lost when a wait for it ends in vain.
 
 An envelope's first ``FIRST_BYTES`` travel as one message, the rest, of which the receiver knows the length by then, as
 another. gloo ends the whole process where more comes than there is room for, so the sender must keep to this: one more
@@ -209,16 +209,16 @@ class GlooLink:
                 whole = data[: envelope.num_bytes].copy()
             posted.append(self._post_receive(group, data))
             if envelope.starts:
-                self._hand_on(envelope.parts(whole), envelope.num_bytes)
+                self._hand_on(envelope.parts(whole))
 
     def _post_receive(self, group: ProcessGroupGloo, data: Bytes, tag: int = _FIRST) -> tuple[Work, Bytes]:
         import torch
 
         return group.recv([torch.from_numpy(data)], 1 - self._index, tag), data  # type: ignore[attr-defined]
 
-    def _hand_on(self, parts: list[Part], num_bytes: int) -> None:
+    def _hand_on(self, parts: list[Part]) -> None:
         self._num_put += 1
-        self._num_bytes_put += num_bytes
+        self._num_bytes_put += sum(map(len, parts))  # as the owner counts them
         self._put(Message(self.peer, parts))
         while not self._ends.is_set() and (
             self._num_put - self.num_read > _MAX_UNREAD or self._num_bytes_put - self.num_bytes_read > _MAX_UNREAD_BYTES
