@@ -22,6 +22,7 @@ from edgeprism.lab.device import LabDevice
 from edgeprism.lab.groups import hierarchy
 from edgeprism.lab.lab import Lab, remove_leftovers
 from edgeprism.lab.namespaces import RUN, is_running, require_root
+from edgeprism.lab.softirqs import _threads
 from edgeprism.lab.state import DIRECTORY, State
 from edgeprism.wire.keys import KeyPair
 
@@ -63,10 +64,11 @@ def lab() -> Iterator[Lab]:
 
 
 def ours() -> set[str]:
-    """What labs have on this machine: namespaces, control groups, directories."""
+    """What labs have on this machine: namespaces, control groups, directories, and the kernel's threads put first."""
     groups = [top for top in (hierarchy("cpu"), hierarchy("memory")) if top is not None]
     places = [RUN, DIRECTORY, *groups]
-    return {str(path) for place in places if place.exists() for path in place.glob("edgeprism-*")}
+    found = {str(path) for place in places if place.exists() for path in place.glob("edgeprism-*")}
+    return found | {f"ksoftirqd {pid} first" for pid in _threads() if os.sched_getscheduler(pid) != os.SCHED_OTHER}
 
 
 def transfer_s(lab: Lab, num_bytes: int) -> float:
