@@ -1,4 +1,4 @@
-"""Emulated boards: worker processes on the hosts of a ``network``, set up by the README's commands and nothing else.
+"""Emulated boards: worker processes on the devices of a lab, set up by the README's commands and nothing else.
 
 Each board has a directory with its secret and its log, a cache of its own and one core; the coordinator (host "laptop")
 is the process that runs the benchmark. Boards share this machine's cores: what is emulated is who reaches whom, how
@@ -13,13 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 
 import edgeprism
-from benchmarks.network import Network
+from edgeprism.errors import NoLab
+from edgeprism.lab.device import LabDevice
+from edgeprism.lab.lab import Lab
 
 COORDINATOR = "laptop"
 PORT = 5555
@@ -30,10 +33,10 @@ _SOURCE = str(Path(edgeprism.__file__).parent.parent)
 class Board:
     """One board. Its faults are its methods; none of them waits for what others make of it."""
 
-    def __init__(self, name: str, network: Network, folder: Path, core: int) -> None:
-        self.name, self.address = name, network.address(name)
+    def __init__(self, name: str, lab: Lab, index: int, folder: Path) -> None:
+        self.name, self.address = name, lab.address(index)
         self.folder, self.log = folder / name, folder / name / "worker.log"
-        self._network, self._core = network, core
+        self._lab, self._index = lab, index
         self._process: subprocess.Popen[bytes] | None = None
         self._log_bytes = 0  # of earlier starts
         self.coordinator_key = ""
@@ -63,10 +66,10 @@ class Board:
     def launch(self, command: Sequence[str]) -> None:
         """Start any process in the worker's place."""
         environment = edgeprism_environment(EDGEPRISM_CACHE=str(self.folder / "cache"))
-        pinned = ["taskset", "--cpu-list", str(self._core), *command]
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._network.command(self.name, pinned),
+            self._process = self._lab.popen(
+                self._index,
+                command,
                 cwd=self.folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -109,7 +112,15 @@ class Board:
 
     def set_link(self, *, up: bool) -> None:
         """Pull its cable, or plug it in."""
-        self._network.set_link(self.name, up=up)
+        self._lab.set_link(self._index, up=up)
+
+    def on(self) -> AbstractContextManager[None]:
+        """The calling thread is on it meanwhile."""
+        return self._lab.on(self._index)
+
+    def bytes_to(self) -> int:
+        """What has gone over the wire to it so far, headers included."""
+        return self._lab.bytes_to(self._index)
 
     def end(self) -> None:
         """Whatever state it is in."""
@@ -126,16 +137,17 @@ class Board:
 
 
 class Boards:
-    """Boards, their network and the cluster file; use it in a ``with``. NoNetwork where there can be none.
+    """Boards, their network and the cluster file; use it in a ``with``. NoLab where there can be none.
 
-    Inside the ``with``, the calling thread is on the coordinator's host, and on the first core with one torch thread.
+    Inside the ``with``, the calling thread is on the coordinator's device, and on the first core with one torch thread.
     ``others`` are hosts that are not in the cluster file. Every board is ``start``ed by the caller.
     """
 
     def __init__(
         self, names: Sequence[str], *, rate_mbit: float | None = None, others: Sequence[str] = (), quietly: bool = True
     ) -> None:
-        self.network = Network([COORDINATOR, *names, *others], rate_mbit)
+        everybody = (COORDINATOR, *names, *others)
+        self.lab = Lab([LabDevice(name=name, rate_mbit=rate_mbit) for name in everybody], share_cores=True)
         self._names, self._others, self._quietly = tuple(names), tuple(others), quietly
         self.by_name: dict[str, Board] = {}
 
@@ -167,8 +179,8 @@ class Boards:
         self._cores = sorted(os.sched_getaffinity(0))
         self._num_threads = torch.get_num_threads()
         try:
-            self.network.__enter__()
-            self._place = self.network.on(COORDINATOR)
+            self.lab.__enter__()
+            self._place = self.lab.on(0)
             self._place.__enter__()
         except BaseException:
             self._temporary.cleanup()
@@ -186,7 +198,7 @@ class Boards:
         for board in self.by_name.values():
             board.end()
         self._place.__exit__(None, None, None)
-        self.network.__exit__()
+        self.lab.__exit__()
         os.sched_setaffinity(0, self._cores)
         torch.set_num_threads(self._num_threads)
         self._temporary.cleanup()
@@ -196,8 +208,8 @@ class Boards:
         home = self.folder / COORDINATOR
         home.mkdir()
         for index, name in enumerate((*self._names, *self._others), start=1):
-            self.by_name[name] = Board(name, self.network, self.folder, self._cores[index % len(self._cores)])
-        self._keys = {name: self._new_key(name) for name in (COORDINATOR, *self.by_name)}
+            self.by_name[name] = Board(name, self.lab, index, self.folder)
+        self._keys = {name: self._new_key(index, name) for index, name in enumerate((COORDINATOR, *self.by_name))}
         lines = ["[coordinator]", f'name = "{COORDINATOR}"', self._keys[COORDINATOR]]
         for board in self.all:
             lines += ["", "[[device]]", f'name = "{board.name}"', f'address = "{board.address}:{PORT}"']
@@ -207,11 +219,11 @@ class Boards:
             board.coordinator_key = self.public_key(COORDINATOR)
             self._tell(board.name, board.command())
 
-    def _new_key(self, name: str) -> str:
+    def _new_key(self, index: int, name: str) -> str:
         """`edgeprism keys new NAME` on that device; the line that it prints."""
         words = ["keys", "new", name]
         self._tell(name, words)
-        command = self.network.command(name, [sys.executable, "-m", "edgeprism", *words])
+        command = self.lab.command(index, [sys.executable, "-m", "edgeprism", *words])
         folder, environment = self.folder / name, edgeprism_environment()
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
         return done.stdout.strip()
@@ -219,6 +231,19 @@ class Boards:
     def _tell(self, name: str, words: Sequence[str]) -> None:
         if not self._quietly:
             print(f"  {name:<8} $ edgeprism {' '.join(words)}", file=sys.stderr)
+
+
+@contextmanager
+def needed(name: str, *, smoke: bool) -> Iterator[None]:
+    """Ends a script that cannot have its network with one line: exit 2, or 0 for a smoke run, which is skipped."""
+    try:
+        yield
+    except NoLab as exc:
+        if smoke:
+            print(f"{name}: skipped: {exc}")
+            sys.exit(0)
+        print(f"{name}: {exc}", file=sys.stderr)
+        sys.exit(2)
 
 
 def edgeprism_environment(**more: str) -> Mapping[str, str]:

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import edgeprism
-from benchmarks.boards import Board, Boards
+from benchmarks.boards import Board, Boards, needed
 from benchmarks.faults import ROGUE, STRANGER, Fault, Faults, Journal, start_rogue, to_json
-from benchmarks.network import needed
 from benchmarks.report import arguments, record
 from benchmarks.stream import LOSSY_TOLERANCE, TOLERANCE, Answered, Stream, Way, by_way, small_vit
 

@@ -16,9 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import edgeprism
-from benchmarks.boards import Boards
+from benchmarks.boards import Boards, needed
 from benchmarks.faults import Fault, Faults, Journal
-from benchmarks.network import needed
 from benchmarks.report import arguments, record
 from benchmarks.stream import TOLERANCE, Stream, Way, small_vit
 

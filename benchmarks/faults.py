@@ -132,7 +132,7 @@ class Faults:
         texts += [greeting + b"\x06" + b"\xff" * 8 + bytes(1000), b""]
         num_closed = 0
         for text in texts:
-            with self._boards.network.on(STRANGER):
+            with self._boards.by_name[STRANGER].on():
                 visitor = socket.create_connection((board.address, PORT), timeout=HANDSHAKE_S)
             with visitor:
                 try:
@@ -150,7 +150,7 @@ class Faults:
     def _stranger(self, board: Board) -> str:
         """The board's own public key is known to the stranger, and its own is not listed."""
         public, secret = zmq.curve_keypair()
-        with self._boards.network.on(STRANGER):
+        with self._boards.by_name[STRANGER].on():
             context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             dealer = context.socket(zmq.DEALER)
             dealer.linger = 0

@@ -1,10 +1,10 @@
 """How long do 350 MB of weights take to a worker that lacks them, over a link of 200 Mbit/s, and after a break?
 
 The time of the streaming, from its first byte to its last, is compared with the least that TCP needs for so many bytes
-on such a link (``network.wire_s``); beside it stands the time from the order (`edgeprism.load`, all that it does
+on such a link (``lab.buckets.wire_s``); beside it stands the time from the order (`edgeprism.load`, all that it does
 included) until the worker holds the model, which also hashes, loads and measures. Then once more to a board
-whose link is pulled at 30 % for longer than the heartbeats wait, and plugged in again. Bytes are those that the bridge
-has sent to the board, headers included.
+whose link is pulled at 30 % for longer than the heartbeats wait, and plugged in again. Bytes are those that the board
+has received, headers included.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 import transformers
 
 import edgeprism
-from benchmarks.boards import Boards
-from benchmarks.network import FRAME_BYTES, SEGMENT_BYTES, needed, wire_s
+from benchmarks.boards import Boards, needed
 from benchmarks.report import arguments, record
+from edgeprism.lab.buckets import FRAME_BYTES, SEGMENT_BYTES, wire_s
 from edgeprism.models.load import load_pretrained
 from edgeprism.models.manifest import fingerprint
 from edgeprism.runtime.weights import CHUNK_BYTES, WINDOW, WeightFiles
@@ -96,9 +96,9 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Until ``end``."""
         (board,) = self._boards.all
-        before = self._boards.network.bytes_to(board.name)
+        before = board.bytes_to()
         while not self._ended.wait(0.01):
-            sent = self._boards.network.bytes_to(board.name) - before
+            sent = board.bytes_to() - before
             self._samples.append((time.monotonic(), sent))
             if self._breaks and sent >= BREAK_AT * WIRE * self._num_bytes:
                 self._breaks = False

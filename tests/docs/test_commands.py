@@ -53,7 +53,8 @@ def test_commands_of_the_pages_are_accepted(page: str, command: str) -> None:
 @pytest.mark.parametrize(("page", "command"), [pair for pair in commands() if " run " in pair[1]])
 def test_the_model_of_a_command_is_one_that_the_reader_has(page: str, command: str) -> None:
     """$MODEL, of which the page says what it is, a hub id, or a whole path; not the bare name of a directory."""
-    model = parse(shlex.split(command, comments=True)[1:]).model
+    args = parse(shlex.split(command, comments=True)[1:])
+    model = (parse(args.argv[1:]) if args.command == "lab" else args).model
     if model == "$MODEL":
         text = (ROOT / page if page == "README.md" else HOW_TO / page).read_text(encoding="utf-8")
         assert "MODEL=~/.cache/edgeprism/models/vit-s14-cifar10" in text

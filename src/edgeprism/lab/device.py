@@ -48,7 +48,8 @@ class LabDevice:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> LabDevice:
         """TypeError for fields that do not exist."""
-        return cls(**document)
+        floats = {name: float(document[name]) for name in ("rate_mbit", "delay_ms", "speed") if document.get(name)}
+        return cls(**{**document, **floats})
 
 
 def check_rate(rate_mbit: float | None) -> None:

@@ -36,6 +36,7 @@ from edgeprism.lab.device import LabDevice, check_devices, place
 from edgeprism.lab.groups import Groups, remove_groups
 from edgeprism.lab.links import Links
 from edgeprism.lab.namespaces import entered, inside, is_running, namespace, of_the_dead, owner_of, remove, require_root
+from edgeprism.lab.softirqs import put_back, put_first
 from edgeprism.lab.state import DIRECTORY, VARIABLE, State, directory_of, find, locked
 from edgeprism.lab.trace import Step, replay
 from edgeprism.specs.staging import VARIABLE as STAGING_VARIABLE
@@ -187,6 +188,7 @@ class Lab:
         if not self._is_owner:
             return
         with _uninterrupted():
+            put_back(self.directory)
             self._links.remove()
             remove_groups(namespace(os.getpid(), ""))
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -197,6 +199,7 @@ class Lab:
 
     def _make(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
+        put_first(self.directory)
         for groups in self._groups:
             groups.make()
         self._state = self._links.make(self._state)
@@ -240,6 +243,7 @@ def remove_leftovers() -> None:
     for directory in DIRECTORY.glob("edgeprism-*-lab"):
         owner = owner_of(directory.name)
         if owner is not None and not is_running(owner):
+            put_back(directory)
             shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -14,7 +14,7 @@ from edgeprism.lab import relay
 from edgeprism.lab.namespaces import inside, ip
 from edgeprism.lab.state import State
 
-RELAY_MAX_MBIT = 400.0
+RELAY_MAX_MBIT = 1000.0
 """At higher rates the relay does not keep up (docs/explanation/lab.md)."""
 RING_PACKETS = 1000  # that may wait for the relay; a TUN interface drops the next one
 

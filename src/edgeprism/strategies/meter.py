@@ -15,7 +15,7 @@ class Meter:
     codec_s: float = 0.0
     """Encoding and decoding what travels."""
     staging_s: float = 0.0
-    """Copies between the accelerator's memory and the host's; 0 on a CPU, which has none."""
+    """Copies between the accelerator's memory and the host's; 0 on a CPU, which has none (unless they are emulated)."""
 
     @contextmanager
     def codec(self) -> Iterator[None]:

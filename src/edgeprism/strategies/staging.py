@@ -3,18 +3,23 @@
 On a CPU nothing is copied: the buffer is the tensor's own memory. On CUDA a tensor is copied into a pinned host buffer,
 which is kept and used again: staging costs a fixed time a call rather than a time a byte, and allocating pinned memory
 is the dearest part of it. The wait is for the copy's own event, never for the whole device.
+
+Where EDGEPRISM_EMULATED_STAGING declares a cost (``specs.staging``), each call waits for it besides, on any device.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from edgeprism.errors import PeerFault
+from edgeprism.specs.staging import VARIABLE, StagingCost
 from edgeprism.strategies.meter import Meter
 from edgeprism.wire.frame import Buffer, Frame
 
@@ -41,9 +46,11 @@ class Staging:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pinned: dict[int, Tensor] = {}  # by place in the message; each as large as the largest so far
+        self._emulated = _declared()
 
     def to_wire(self, tensors: Sequence[Tensor], meter: Meter) -> tuple[Buffer, ...]:
         """Contiguous tensors as buffers. They are good until the next call: transports copy what they send."""
+        self._emulate(sum(tensor.nbytes for tensor in tensors), meter)
         if self._stream is None:
             return tuple(_buffer(tensor) for tensor in tensors)
         start = time.perf_counter()
@@ -63,6 +70,7 @@ class Staging:
         hosts = tuple(_tensor(buffer) for buffer in frame.arrays)
         if expected is not None:
             _check(frame.sender, hosts, expected)
+        self._emulate(sum(host.nbytes for host in hosts), meter)
         if self._stream is None:
             return hosts
         start = time.perf_counter()
@@ -70,10 +78,25 @@ class Staging:
         meter.staging_s += time.perf_counter() - start
         return tensors
 
+    def _emulate(self, num_bytes: int, meter: Meter) -> None:
+        """Waits as long as was declared, in the place of a copy that this device does not make."""
+        if self._emulated is None:
+            return
+        start = time.perf_counter()
+        time.sleep(self._emulated.seconds(num_bytes))
+        meter.staging_s += time.perf_counter() - start
+
     def _pin(self, index: int, tensor: Tensor) -> Tensor:
         if index not in self._pinned or self._pinned[index].numel() < tensor.nbytes:
             self._pinned[index] = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=True)
         return self._pinned[index][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+
+@cache
+def _declared() -> StagingCost | None:
+    """The emulated cost, read once in a process."""
+    text = os.environ.get(VARIABLE)
+    return StagingCost.parse(text) if text else None
 
 
 def _buffer(tensor: Tensor) -> Buffer:
