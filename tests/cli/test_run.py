@@ -93,7 +93,7 @@ def test_pictures_are_classified(root: Path, capsys: pytest.CaptureFixture[str])
         assert len(scores) == 3
         assert scores == sorted(scores, reverse=True)
     assert document["traces"][0]["plan"]["strategy"] == "local"
-    assert "auto runs local" in document["traces"][0]["note"]
+    assert document["traces"][0]["note"] == "one device: it runs local"
 
 
 def test_inputs_beyond_a_batch_become_more_requests(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

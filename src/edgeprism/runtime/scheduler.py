@@ -149,8 +149,8 @@ class Scheduler:
 
 def noted(trace: Trace, plan: str | Plan, num_devices: int) -> Trace:
     """The trace with a note where another plan ran than its name says."""
-    if plan == "auto":
-        return replace(trace, note=AUTO_NOTE)
     if plan != "local" and num_devices == 1:
         return replace(trace, note="one device: it runs local")
+    if plan == "auto":
+        return replace(trace, note=AUTO_NOTE)
     return trace
