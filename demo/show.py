@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from demo.adapt import choose, profile
 from demo.backbone import BackboneUnavailable
 from demo.build import NotOurs, build
 from demo.model import LABELS
@@ -61,13 +62,14 @@ def main() -> int:
     print(f"model     ViT-S/14 for CIFAR-10, in {directory}")
     print(f"pictures  {len(paths)} photographs of the package foolbox")
     try:
-        measured, summary = measure(directory, paths)
+        measured, summary, chosen = measure(directory, paths)
     except EdgeprismError as exc:
         print(f"demo: {exc}", file=sys.stderr)
         return 1
     print_answers(paths, measured[WAYS[0]])
     print_table(paths, measured)
     print(f"\nWhere the time of one picture went, sequence kv:int8:\n{summary}")
+    print("\nPlan auto, exact plans only, against local:\n" + "\n".join(chosen))
     failures = dict.fromkeys(failure for way in measured.values() for failure in way.failures)
     for failure in failures:
         print(f"demo: the figures above are not what they seem: {failure}", file=sys.stderr)
@@ -83,21 +85,25 @@ def pictures() -> list[Path]:
     return found
 
 
-def measure(directory: Path, paths: Sequence[Path]) -> tuple[dict[tuple[str, str], Measured], str]:
-    """Runs every way in turns over two processes; also the trace of one of them, in words."""
+def measure(directory: Path, paths: Sequence[Path]) -> tuple[dict[tuple[str, str], Measured], str, list[str]]:
+    """Runs every way in turns over two processes; also the trace of one of them, in words, and what plan auto chose."""
     share = len(available_cores()) < 2
     print(f"devices   2 processes, {'on the one core there is' if share else 'each on cores of its own'}\n", flush=True)
     measured = {way: Measured() for way in WAYS}
     summary = ""
-    with Cluster.spawn(2, share_cores=share) as cluster, load(str(directory), cluster=cluster) as engine:
+    with Cluster.spawn(2, share_cores=share) as cluster, load(str(directory), cluster=cluster, plan="local") as engine:
         pixels = prepare_with(directory, engine.spec)([str(path) for path in paths])["pixel_values"]
         for round_ in range(NUM_ROUNDS + 1):  # the first one warms up
             for way in WAYS:
                 _progress(round_ * len(WAYS) + WAYS.index(way) + 1, (NUM_ROUNDS + 1) * len(WAYS), way)
                 trace = _run_way(engine, way, pixels, measured[way], counts=round_ > 0)
                 summary = trace.summary() if way == ("sequence", "kv:int8") else summary
+        assert engine.last_trace is not None
+        num_tokens = engine.last_trace.num_tokens
+        said = profile(engine, cluster, directory, num_tokens, lambda *part: _progress(*part, ("profile", "")))
+        chosen = [f"  {said}", *choose(engine, pixels, lambda given: _timed(engine, given, measured[WAYS[0]]))]
     _progress(0, 0, None)
-    return measured, summary
+    return measured, summary, chosen
 
 
 def _run_way(engine: Engine, way: tuple[str, str], pixels: Tensor, into: Measured, *, counts: bool) -> Trace:

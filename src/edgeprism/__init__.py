@@ -16,16 +16,18 @@ from edgeprism.need_torch import need_torch
 
 if TYPE_CHECKING:
     from edgeprism.evaluate.trainable import with_codec, without_codec
+    from edgeprism.runtime.auto import AutoSettings
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import Engine, load
     from edgeprism.runtime.trace import Trace
     from edgeprism.specs.codec import CodecSpec
     from edgeprism.specs.plan import Plan
 
-__all__ = ["Cluster", "CodecSpec", "Engine", "Plan", "Trace", "load", "with_codec", "without_codec"]
+__all__ = ["AutoSettings", "Cluster", "CodecSpec", "Engine", "Plan", "Trace", "load", "with_codec", "without_codec"]
 
 # Loaded on first use: `edgeprism --help` and `edgeprism plan` answer without torch.
 _HOMES = {
+    "AutoSettings": "edgeprism.runtime.auto",
     "Cluster": "edgeprism.runtime.cluster",
     "CodecSpec": "edgeprism.specs.codec",
     "Engine": "edgeprism.runtime.engine",
@@ -36,7 +38,7 @@ _HOMES = {
     "without_codec": "edgeprism.evaluate.trainable",
 }
 
-_WITH_TORCH = {"Cluster", "Engine", "load", "with_codec", "without_codec"}
+_WITH_TORCH = {"AutoSettings", "Cluster", "Engine", "load", "with_codec", "without_codec"}
 
 try:
     __version__ = version("edgeprism")

@@ -93,6 +93,6 @@ def test_load_follows_what_was() -> None:
     one = estimate()
     for n in range(20):
         one.saw_compute(1, 0.3, 0.1, float(n))
-    assert one.load(19.0)[1] == pytest.approx(3.0, rel=0.1)
+    assert one.load(19.0)[1] == pytest.approx(3.0, rel=0.15)
     assert one.load(19.0)[0] == 1.0
     assert one.load(19.0 + 200)[1] == pytest.approx(1.0, abs=0.01)

@@ -71,7 +71,7 @@ class Estimate:
             return
         factor = min(max(seconds / predicted_s, MIN_LOAD), MAX_LOAD)
         before = self.load(now_s)[device]
-        self._load[device] = (before + LOAD_WEIGHT * (factor - before), now_s)
+        self._load[device] = (before * (factor / before) ** LOAD_WEIGHT, now_s)  # one stall must not weigh much
 
     def saw_request(self, devices: Sequence[int], total_s: float, total_at: Callable[[float], float]) -> bool:
         """A request among ``devices`` took so long; ``total_at`` predicts it with all their links so many times as fast
