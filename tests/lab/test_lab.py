@@ -136,7 +136,7 @@ def test_all_devices_share_a_medium() -> None:
             with shared.on(index):
                 ends.append(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
                 ends[-1].bind((shared.address(index), 5001))
-        began_s, count = time.monotonic(), 100
+        began_s, count = time.monotonic(), 50  # that fit the receivers' buffers
         for _ in range(count):
             for index, end in enumerate(ends):
                 end.sendto(bytes(1400), (shared.address(1 - index), 5001))
