@@ -8,15 +8,17 @@ from __future__ import annotations
 FRAME_BYTES, SEGMENT_BYTES = 1514, 1448
 """A full Ethernet frame as a bucket counts it, and its load: less 14 of Ethernet, 20 of IP, 32 of TCP."""
 UNLIMITED_MBIT = 40_000.0
-TIMER_S = 125e-6
-"""How late the kernel's timers may be: a bucket holds what a link sends meanwhile, and a frame."""
+TIMER_S, FAST_TIMER_S, FAST_MBIT = 125e-6, 250e-6, 500.0
+"""How late the kernel's timers may be, and above 500 Mbit/s, where there is a frame every 24 µs or less: a bucket holds
+what a link sends meanwhile, and a frame."""
 QUEUE_S, MIN_QUEUE_BYTES = 50e-3, 256 * 1024
 """What waits before a bucket, at most: that of so long, and never less than so much."""
 
 
 def burst_bytes(rate_mbit: float) -> int:
     """What a full bucket lets pass at once: the least that sustains the rate."""
-    return round(FRAME_BYTES + TIMER_S * rate_mbit * 1e6 / 8)
+    late_s = TIMER_S if rate_mbit <= FAST_MBIT else FAST_TIMER_S
+    return round(FRAME_BYTES + late_s * rate_mbit * 1e6 / 8)
 
 
 def bucket(rate_mbit: float | None, more_s: float = 0.0) -> str:

@@ -6,7 +6,8 @@ A message of n bytes that one device sends to the next must arrive after
 
 within 10 % of n / rate + delay, or within 0.1 ms, which is how much a message of a few bytes scatters. What the machine
 itself takes is measured first, by such messages, and reported. The full bucket is the one place where a token bucket is
-no cable: after a pause, so many bytes pass at once (``buckets.burst_bytes``); with the relay, none. A device's speed is
+no cable: after a pause, so many bytes pass at once (``buckets.burst_bytes``), or nearly so: up to a cable's time is
+right as well. The relay has none. A device's speed is
 the processor time over the time that blocks of 5 and 25 ms of computing take, and must be within 3 %. What is off is
 measured twice more, and the median counts.
 """
@@ -50,13 +51,15 @@ class Transfer:
     num_bytes: int
     took_s: float
     expected_s: float
+    at_most_s: float
+    """Without what a full bucket lets pass at once: a cable's time."""
     own_s: float
     allowed_s: float
 
     @property
     def is_off(self) -> bool:
         """Whether it took too long, or too short."""
-        return abs(self.took_s - self.expected_s) > self.allowed_s
+        return not self.expected_s - self.allowed_s <= self.took_s <= self.at_most_s + self.allowed_s
 
     def __str__(self) -> str:
         size = f"{self.num_bytes / 1024:g} kB" if self.num_bytes >= 1024 else f"{self.num_bytes} B"
@@ -194,6 +197,7 @@ class _Ring:
             num_bytes=SMALLEST_BYTES,
             took_s=took_s,
             expected_s=delay_s,
+            at_most_s=delay_s,
             own_s=took_s - delay_s,
             allowed_s=MAX_OWN_S + WITHIN * delay_s,
         )
@@ -202,10 +206,10 @@ class _Ring:
         device = self._state.devices[index]
         receiver = self._state.devices[(index + 1) % len(self._probes)]
         rates = [each.rate_mbit for each in (device, receiver) if each.rate_mbit is not None]
-        delay_s, ideal_s, rate_s = device.delay_ms / 1e3, 0.0, 0.0
+        delay_s, ideal_s, rate_s, cable_s = device.delay_ms / 1e3, 0.0, 0.0, 0.0
         if rates:
             rate = min(rates) * 1e6 / 8
-            ideal_s = num_bytes / rate
+            ideal_s, cable_s = num_bytes / rate, wire_bytes(num_bytes) / rate
             at_once = 0 if self._state.is_relayed else burst_bytes(min(rates))
             rate_s = max(0, wire_bytes(num_bytes) - at_once) / rate
         took_s: list[float] = []
@@ -217,6 +221,7 @@ class _Ring:
                 num_bytes=num_bytes,
                 took_s=statistics.median(took_s),
                 expected_s=delay_s + own_s + rate_s,
+                at_most_s=delay_s + own_s + cable_s,
                 own_s=own_s,
                 allowed_s=max(WITHIN * (ideal_s + delay_s), SCATTER_S),
             )

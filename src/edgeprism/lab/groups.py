@@ -117,6 +117,7 @@ def _remove(directory: Path) -> None:
     deadline = time.monotonic() + REMOVE_TIMEOUT_S
     while directory.exists():
         with suppress(FileNotFoundError):
+            _leave(directory)
             end([int(pid) for pid in (directory / "cgroup.procs").read_text().split()])
         try:
             directory.rmdir()
@@ -124,6 +125,14 @@ def _remove(directory: Path) -> None:
             if time.monotonic() > deadline:
                 raise LabError(f"control group {directory} cannot be removed: {exc.strerror}") from exc
             time.sleep(0.01)
+
+
+def _leave(directory: Path) -> None:
+    """This process's own threads that are still there, because they were started on the device."""
+    for thread in (directory / "tasks").read_text().split() if (directory / "tasks").exists() else ():
+        if Path("/proc/self/task", thread).exists():
+            with suppress(OSError):  # it has ended meanwhile
+                (directory.parent / "tasks").write_text(thread)
 
 
 def _thread() -> int:
