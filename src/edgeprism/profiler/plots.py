@@ -48,7 +48,7 @@ def draw(found: PerformanceMap, folder: Path, *, points_lost: Kept, max_accuracy
         matplotlib.use("Agg")
         from matplotlib import pyplot
     except ImportError:
-        raise InputError("plots need matplotlib, which is not installed; run: pip install matplotlib") from None
+        raise InputError("plots need matplotlib, which is not installed; run: pip install 'edgeprism[plots]'") from None
     drawing = _Drawing(found, points_lost, max_accuracy_drop)
     charts: dict[str, Callable[[Axes], None]] = {"latency": drawing.latency, "breakdown": drawing.breakdown}
     if len(found.devices) > 1:
