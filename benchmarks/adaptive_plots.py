@@ -21,7 +21,7 @@ from edgeprism.profiler.plots import draw
 from edgeprism.specs.performance_map import PerformanceMap
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "explanation"
-SHOWN = [*FIXED, "auto", "auto, exact plans", "table"]
+SHOWN = [*(way for way in FIXED if way != "local"), "auto", "auto, exact plans", "table"]
 BUDGET = 2.5
 
 
@@ -51,12 +51,15 @@ def bars(rows: dict[str, Any], what: str, title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for way in SHOWN:
+    colours = pyplot.get_cmap("tab20").colors
+    for way, colour in zip(SHOWN, colours, strict=False):
         if not all(way in row for row in rows.values()):
             continue
         ratios = [_median(row[way]) / _median(row["local"]) for row in rows.values()]
         is_auto = way.startswith("auto")
-        axes.plot(range(len(rows)), ratios, "o-", label=way, linewidth=2.5 if is_auto else 1, markersize=4)
+        axes.plot(
+            range(len(rows)), ratios, "o-", color=colour, label=way, linewidth=2.5 if is_auto else 1, markersize=4
+        )
     axes.set_xticks(range(len(rows)), list(rows))
     axes.set(
         xlabel=what, ylabel="time over one device's", ylim=(0.4, 2.6), title=f"ViT-B/16, float32, {title}; measured"

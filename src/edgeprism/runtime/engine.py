@@ -34,7 +34,7 @@ from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
 from edgeprism.runtime.generation import goes_on_exactly, greedy_settings, inferred_mask
 from edgeprism.runtime.messages import LoadOrder
-from edgeprism.runtime.scheduler import NOT_OURS, Scheduler, noted
+from edgeprism.runtime.scheduler import AUTO_GENERATES, NOT_OURS, Scheduler, noted
 from edgeprism.runtime.trace import Trace
 from edgeprism.runtime.weights import WeightFiles
 from edgeprism.specs.codec import EXACT, CodecSpec
@@ -351,7 +351,7 @@ class Engine:
             failures += trace.failures
             if trace.failures and not trace.plan.codec.is_exact:
                 failures += (goes_on_exactly(len(steps), trace.plan.codec),)
-            trace = noted(trace, self._plan, self._cluster.num_devices)
+            trace = noted(trace, self._plan, self._cluster.num_devices, auto_note=AUTO_GENERATES)
             self.last_trace = replace(trace, failures=failures)
             if trace.failures:
                 plan = Plan.local()

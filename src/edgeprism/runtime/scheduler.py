@@ -30,6 +30,7 @@ from edgeprism.strategies.replica.forward import batch_of
 from edgeprism.wire.transport import Transport
 
 NOT_OURS = "this engine is closed, or its cluster was given to a newer one; make a new engine"
+AUTO_GENERATES = "auto: local, which is how it generates; name plan sequence to prefill over all devices"
 AUTO_NOTE = "auto: local, since there is no performance map to choose by"
 
 LOOK_AROUND_S = 0.5
@@ -147,10 +148,10 @@ class Scheduler:
         self._singles.collect()
 
 
-def noted(trace: Trace, plan: str | Plan, num_devices: int) -> Trace:
+def noted(trace: Trace, plan: str | Plan, num_devices: int, *, auto_note: str = AUTO_NOTE) -> Trace:
     """The trace with a note where another plan ran than its name says."""
     if plan != "local" and num_devices == 1:
         return replace(trace, note="one device: it runs local")
     if plan == "auto":
-        return replace(trace, note=AUTO_NOTE)
+        return replace(trace, note=auto_note)
     return trace
