@@ -396,13 +396,14 @@ def adaptive(document: dict[str, Any]) -> list[Row]:
     )
     if "sudden" in cases:
         sudden = cases["sudden"]["summary"]
-        first, second = sudden["that request"]["median"], sudden["the second after"]["median"]
+        first, second = sudden["that request"], sudden["the second after"]
         made.append(
             Row(
                 what="400 to 20 Mbit/s in the middle of a request: that one, and the second after it / `local`",
                 reach="≤ 2.2, ≤ 1.05",
-                measured=f"{first:.2f}, {second:.2f} (medians of {len(cases['sudden']['runs'])})",
-                met=first <= 2.2 and second <= 1.05,
+                measured=f"{first['median']:.2f}, {second['median']:.2f}; at worst {first['worst']:.2f}, "
+                f"{second['worst']:.2f} ({len(cases['sudden']['runs'])} times)",
+                met=first["worst"] <= 2.2 and second["worst"] <= 1.05,
             )
         )
     if "trace" in cases:

@@ -33,10 +33,10 @@ def test_two_probes_find_a_rate(new: float) -> None:
     """Two probes find a rate that has changed."""
     one = estimate()
     probe(one, new, 0.0)
-    assert one.due(0.0) == 1, "the first probe that is far off is checked at once"
+    assert one.due(0.0, among=[1]) == 1, "the first probe that is far off is checked at once"
     probe(one, new, 0.0)
     assert rate_mbit(one) == pytest.approx(new, rel=0.1)
-    assert one.due(0.001, only_suspected=True) is None
+    assert one.due(0.001, among=[1], only_suspected=True) is None
 
 
 def test_one_probe_that_met() -> None:
@@ -53,7 +53,7 @@ def test_probes_take_one_per() -> None:
     for rate in (5.0, 50.0, 500.0):
         one, now_s, taken_s = estimate(rate), 0.0, 0.0
         while now_s < 30.0:
-            if one.due(now_s) is not None:
+            if one.due(now_s, among=[0, 1]) is not None:
                 taken_s += probe(one, rate, now_s)
             now_s += 0.01
         assert 0 < taken_s <= PROBE_PART * 30.0 * 1.05 + 0.05
@@ -70,9 +70,9 @@ def test_a_request_that_took_much() -> None:
     """A request that took much longer puts its links under suspicion."""
     one = estimate()
     one.saw_probe(1, MIN_PROBE_BYTES, 2e-4 + MIN_PROBE_BYTES / (400 * MBIT), 0.0)
-    assert one.due(0.001) is None
+    assert one.due(0.001, among=[1]) is None
     assert one.saw_request([1], 2.0, lambda factor: 0.5 + 0.5 / factor)
-    assert one.due(0.001, only_suspected=True) == 1
+    assert one.due(0.001, among=[1], only_suspected=True) == 1
     assert one.probe_bytes(1) == MIN_PROBE_BYTES, "it may be slow by now"
 
 
@@ -96,3 +96,14 @@ def test_load_follows_what_was() -> None:
     assert one.load(19.0)[1] == pytest.approx(3.0, rel=0.15)
     assert one.load(19.0)[0] == 1.0
     assert one.load(19.0 + 200)[1] == pytest.approx(1.0, abs=0.01)
+
+
+def test_devices_that_cannot_be_used() -> None:
+    """Nobody waits for a probe of a device that is away, nor is its link thought to be slow."""
+    one = estimate()
+    assert one.due(0.0, among=[0]) is None
+    one.skip(1, 0.0)
+    assert rate_mbit(one) == 400
+    assert one.due(1.1, among=[1]) == 1
+    one.probe_failed(1, 16384, 0.5, 2.0)
+    assert one.due(13.0, among=[1]) == 1, "a probe that failed is tried again soon"

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli.bar import progress_bar, quiet, say
-from edgeprism.cli.source import check_cluster, config_directory
+from edgeprism.cli.source import check_cluster, config_directory, tokens_of_pictures
 from edgeprism.errors import InputError
 from edgeprism.need_torch import need_torch
 from edgeprism.profiler.sweep import BATCHES, MAX_PASSES, points
@@ -79,6 +79,8 @@ def execute(args: argparse.Namespace) -> int:
         raise InputError("--cluster and --local-workers name two clusters; give one of them")
     if args.cluster:
         check_cluster(Path(args.cluster), None if args.key is None else Path(args.key))
+    if spec.resizes_images and (usual := tokens_of_pictures(directory, spec)):
+        lengths = (usual,)
     say("loading torch and the model")
     need_torch()
     quiet()
@@ -133,9 +135,9 @@ def _measure(
             say(f"measuring {cluster.num_devices} devices and their links")
             try:
                 profiler.look_around()
-                profiler.measure_powers(wanted[0].num_tokens)
-                if before is not None and args.update:
+                if before is not None:
                     profiler.forget_changed(before)
+                profiler.measure_powers(wanted[0].num_tokens)
                 with progress_bar(sum(point.num_passes for point in wanted)) as done:
                     profiler.run(wanted, until_s=time.monotonic() + 60 * args.minutes, done=done)
             except KeyboardInterrupt:

@@ -7,7 +7,7 @@ moves tokens from those that are busy longest.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -52,19 +52,21 @@ class Candidates:
             element_bytes=self._element_bytes, network=self._network,
         )  # fmt: skip
 
-    def all(self, codecs: Sequence[CodecSpec]) -> list[tuple[Plan, Prediction]]:
-        """Every candidate, the fastest first; ``codecs`` are those that `sequence` may use."""
+    def all(self, codecs: Mapping[int, Sequence[CodecSpec]]) -> list[tuple[Plan, Prediction]]:
+        """Every candidate, the fastest first; ``codecs`` are those that `sequence` may use among so many devices."""
         found = [(plan, self.predict(plan)) for plan in (Plan.local(), *self._replicas())]
         shared: list[tuple[Plan, Prediction]] = []
         for devices in self._sets(at_least=2):
-            for codec in codecs:
+            if COORDINATOR not in devices:
+                continue  # it embeds and runs the head in any case
+            for codec in codecs[len(devices)]:
                 try:
                     plan = self._shared(devices, codec)
                     shared.append((plan, self.predict(plan)))
                 except PlanError:
                     continue  # too few tokens for these devices or this codec
         shared.sort(key=_total_s)
-        refined = [self._refined(*one) for one in shared[:NUM_REFINED]]
+        refined = [self._refined(*one) if one[0].codec.is_exact else one for one in shared[:NUM_REFINED]]
         return sorted([*found, *refined, *shared[NUM_REFINED:]], key=_total_s)
 
     def alone(self) -> dict[int, Prediction]:
@@ -126,7 +128,10 @@ class Candidates:
         return dot(self._costs.devices[device].compute, work.compute_features())
 
     def _shared(self, devices: Sequence[int], codec: CodecSpec) -> Plan:
-        """Tokens by speed; evenly where speeds are within a tenth of each other."""
+        """Tokens by speed; evenly where speeds are within a tenth of each other, and for a lossy codec: what it costs
+        was measured with even shares."""
+        if not codec.is_exact:
+            return self._plan({device: 1 / len(devices) for device in devices}, codec)
         alone = {device: self._alone_s(device) for device in devices}
         slowest = max(alone.values())
         speeds = {device: 1.0 if seconds > 0.9 * slowest else slowest / seconds for device, seconds in alone.items()}

@@ -106,6 +106,10 @@ class Policy:
             raise InputError(f"unknown objective {objective!r}; use one of {', '.join(OBJECTIVES)}")
         if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
             raise InputError(f"the accuracy budget is 0 to 100 points, not {max_accuracy_drop:g}")
+        unknown = [index for index, one in enumerate(performance_map.costs.devices) if one.idle_w + one.busy_w == 0]
+        if objective == "energy" and unknown:
+            name = performance_map.devices[unknown[0]].name
+            raise InputError(f"the performance map has no watts of {name}; run edgeprism profile --update")
         self._map, self._objective, self._budget = performance_map, objective, max_accuracy_drop
         self._element_bytes = element_bytes_of(performance_map.dtype)
         self._points_lost = points_lost
@@ -182,10 +186,13 @@ class Policy:
         devices: Collection[int] | None,
         now_s: float,
     ) -> Decision:
-        codecs, left_out = self._allowed(len(self._map.devices))
+        num_devices = len(self._map.devices)
+        allowed = {count: self._allowed(count) for count in range(2, num_devices + 1)}
+        left_out = allowed[num_devices][1] if allowed else []
         comparing = self.candidates(batch, num_tokens, network, load=load, devices=devices)
         found = [
-            self._candidate(plan, prediction, batch, num_tokens, now_s) for plan, prediction in comparing.all(codecs)
+            self._candidate(plan, prediction, batch, num_tokens, now_s)
+            for plan, prediction in comparing.all({count: codecs for count, (codecs, _) in allowed.items()})
         ]
         if self._objective == "throughput" and batch == 1:
             found += self._streams(comparing, num_tokens, now_s)

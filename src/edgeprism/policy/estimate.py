@@ -9,7 +9,7 @@ its own: callers say what time it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -21,6 +21,8 @@ PROBE_PART = 0.01
 PROBE_S = 0.004
 """That one should take: long against jitter."""
 MIN_PROBE_BYTES, MAX_PROBE_BYTES = 16 * 2**10, 256 * 2**10
+MAX_PAUSE_S = 10.0
+"""How long a link is left alone after a probe that did not come back."""
 MIN_RATE, MAX_RATE = 1e3, 1e10  # bytes per second
 SUSPICIOUS = 1.3
 """A link is suspected when a request says that it is so many times faster or slower than believed."""
@@ -85,12 +87,12 @@ class Estimate:
         """A request was given up because others sent nothing for too long."""
         self._suspect(devices)
 
-    def due(self, now_s: float, *, only_suspected: bool = False) -> int | None:
-        """The device whose link should be probed now; None where nothing is due."""
+    def due(self, now_s: float, *, among: Collection[int], only_suspected: bool = False) -> int | None:
+        """The device of those that can be used whose link should be probed now; None where nothing is due."""
         waiting = [
             device
             for device, link in self._links.items()
-            if link.is_suspected or (now_s >= link.next_probe_s and not only_suspected)
+            if device in among and (link.is_suspected or (now_s >= link.next_probe_s and not only_suspected))
         ]
         return min(waiting, key=lambda device: self._links[device].next_probe_s, default=None)
 
@@ -121,7 +123,13 @@ class Estimate:
         link = self._links[device]
         link.rate = max(MIN_RATE, min(link.rate, num_bytes / waited_s))
         link.is_suspected = link.has_jumped = False
-        link.next_probe_s = now_s + waited_s / PROBE_PART
+        link.next_probe_s = now_s + min(waited_s / PROBE_PART, MAX_PAUSE_S)
+
+    def skip(self, device: int, now_s: float) -> None:
+        """Its link could not be probed: that says nothing about its rate."""
+        link = self._links[device]
+        link.is_suspected = link.has_jumped = False
+        link.next_probe_s = now_s + 1.0
 
     def _suspect(self, devices: Sequence[int]) -> bool:
         links = [self._links[device] for device in devices if device in self._links]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from edgeprism.errors import PlanError
 from edgeprism.policy.candidates import Candidates
 from edgeprism.policy.choose import Candidate, Decision, Policy
 from edgeprism.policy.network import Network
@@ -17,6 +18,7 @@ from edgeprism.specs.plan import Plan
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 RATES_MBIT = (200, 300, 400, 500, 600, 700, 800, 900)
+MAX_RATE = RATES_MBIT[-1] * 1e6 / 8
 CODEC = CodecSpec.parse("means:9.9")
 
 
@@ -34,7 +36,7 @@ class TablePolicy(Policy):
     ) -> Decision:
         del load
         batch_bin = min(BATCHES, key=lambda one: abs(one - batch))
-        rate_mbit = min(link.bytes_per_s for link in network.links) * 8 / 1e6
+        rate_mbit = min((link.bytes_per_s for link in network.links), default=MAX_RATE) * 8 / 1e6
         cell = network.at(min(RATES_MBIT, key=lambda one: abs(one - rate_mbit)) * 1e6 / 8)
         found = self._found(self.candidates(batch_bin, num_tokens, cell, devices=devices), devices)
         local = found[0]
@@ -53,10 +55,15 @@ class TablePolicy(Policy):
     def _found(self, cell: Candidates, devices: Collection[int] | None) -> list[Candidate]:
         plans = [Plan.local()]
         num_devices = len(self._map.devices)
-        codec = CODEC if str(CODEC) in self._map.codecs and self._budget is not None else EXACT
-        if devices is None or len(devices) == num_devices:
+        codec = CODEC if num_devices > 1 and CODEC in self._allowed(num_devices)[0] else EXACT
+        if num_devices > 1 and (devices is None or len(devices) == num_devices):
             plans.append(Plan.even("sequence", num_devices, codec))
-        predictions = [cell.predict(plan) for plan in plans]
+        predictions = []
+        for plan in list(plans):
+            try:
+                predictions.append(cell.predict(plan))
+            except PlanError:  # too few tokens
+                plans.remove(plan)
         energy = self._objective == "energy"
         return [
             Candidate(plan=plan, prediction=one, correction=1.0, score=one.joules if energy else one.total_s)

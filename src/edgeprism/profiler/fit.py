@@ -1,7 +1,7 @@
 """From measured requests to costs: for each device, seconds a unit of each kind of work that are never negative.
 
-Non-negative least squares on relative errors (Lawson and Hanson, 1974; by coordinate descent, there are seven
-unknowns), over all requests that a device took part in, whatever the plan: a matrix product takes as long under each.
+Non-negative least squares on relative errors, over all requests that a device took part in, whatever the plan: a matrix
+product takes as long under each.
 Points that are far off are counted less (iteratively, towards least absolute errors): machines stall now and then.
 """
 
@@ -28,7 +28,6 @@ from edgeprism.specs.performance_map import (
 )
 
 FASTEST_MEDIUM_BYTES_PER_S = 1.6e8
-NUM_SWEEPS = 3000
 NUM_WEIGHINGS = 6
 USUAL_ERROR = 0.03  # errors below it count in full
 MIN_S = 5e-4  # relative errors of shorter times mean nothing
@@ -118,17 +117,22 @@ def _solve(rows: Sequence[tuple[Sequence[float], float]]) -> tuple[float, ...]:
 
 
 def _non_negative(matrix: Array, target: Array) -> Array:
-    """The x that is nowhere negative with the least |matrix x - target|."""
+    """The x that is nowhere negative with the least |matrix x - target|: the best of the least-squares solutions over
+    all sets of unknowns, the others 0, that happen to be nowhere negative. There are at most seven unknowns."""
     gram, moments = matrix.T @ matrix, matrix.T @ target
-    solution = np.zeros(matrix.shape[1])
-    for _ in range(NUM_SWEEPS):
-        before = solution.copy()
-        for i in range(len(solution)):
-            if gram[i, i] > 0:
-                solution[i] = max(0.0, solution[i] + (moments[i] - gram[i] @ solution) / gram[i, i])
-        if np.abs(solution - before).max() < 1e-12:
-            break
-    return solution
+    num = matrix.shape[1]
+    best, best_gain = np.zeros(num), 0.0
+    for chosen in range(1, 2**num):
+        used = [i for i in range(num) if chosen >> i & 1]
+        try:
+            part = np.linalg.solve(gram[np.ix_(used, used)], moments[used])
+        except np.linalg.LinAlgError:  # two of them say the same here: a smaller set does as well
+            continue
+        gain = float(moments[used] @ part)
+        if gain > best_gain and (part >= 0).all():
+            best, best_gain = np.zeros(num), gain
+            best[used] = part
+    return best
 
 
 def _link(link: LinkMeasured) -> LinkCosts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import median, mode
 from typing import TYPE_CHECKING, Any
 
 from edgeprism.errors import InputError, PlanError
@@ -75,7 +75,7 @@ class _Drawing:
         self._map, self._element_bytes = found, element_bytes_of(found.dtype)
         self._points_lost, self._budget = points_lost, budget
         self._num_devices = len(found.devices)
-        self._length = found.model.fixed_tokens or found.requests[0].num_tokens
+        self._length = mode(one.num_tokens for one in found.requests)
         self._network = Network.measured(found.costs)
 
     @property
@@ -102,7 +102,8 @@ class _Drawing:
             if plan.strategy != "sequence":
                 continue
             times = [self._total_s(plan, 1, self._network.at(rate * 1e6 / 8)) for rate in RATES_MBIT]
-            axes.plot(RATES_MBIT, [1e3 * (one or 0) for one in times], color=colour, label=name)
+            pairs = [(rate, 1e3 * one) for rate, one in zip(RATES_MBIT, times, strict=True) if one is not None]
+            axes.plot(*_columns(pairs), color=colour, label=name)
             crossing = self._crossing(plan, local_s)
             if crossing is not None:
                 axes.plot([crossing], [1e3 * local_s], "o", color=colour)

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Collection
 
-from edgeprism.errors import PeerError
+from edgeprism.errors import PeerError, PeerTimeout
 from edgeprism.policy.candidates import scaled
 from edgeprism.policy.choose import Decision, Policy
 from edgeprism.policy.estimate import Estimate
@@ -20,15 +20,16 @@ from edgeprism.runtime.patience import given_floor_s
 from edgeprism.runtime.trace import Trace
 from edgeprism.specs.model import element_bytes_of
 from edgeprism.specs.performance_map import PerformanceMap
+from edgeprism.specs.plan import Plan
 from edgeprism.wire.transport import Transport
 
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_FACTOR = 8.0
-MIN_PROBE_TIMEOUT_S = 0.02
+MIN_PROBE_TIMEOUT_S, MAX_PROBE_TIMEOUT_S = 0.02, 0.5
 MAX_PROBES = 8  # of suspected links before a request: it must not wait for a network that never stands still
 MIN_PATIENCE_S = 0.1
-LATE = 1.2
+LATE = 1.1
 """A request with others is given up, and run here, when it has taken so many times as long as one here would."""
 
 
@@ -39,6 +40,7 @@ class Adaptive:
         self._transport, self._map, self._policy = transport, performance_map, policy
         self._estimate = Estimate(performance_map.costs)
         self._element_bytes = element_bytes_of(performance_map.dtype)
+        self._met: set[tuple[str, str, int, int]] = set()
         self._floor_s = given_floor_s(MIN_PATIENCE_S)
 
     @property
@@ -49,7 +51,7 @@ class Adaptive:
     def decide(self, batch: int, num_tokens: int, ready: Collection[int]) -> Decision:
         """The plan for a request; links under suspicion are probed first."""
         for _ in range(MAX_PROBES):
-            device = self._estimate.due(time.monotonic(), only_suspected=True)
+            device = self._estimate.due(time.monotonic(), among=ready, only_suspected=True)
             if device is None:
                 break
             self._probe(device)
@@ -62,11 +64,15 @@ class Adaptive:
         """How long to wait for others before the request is run here."""
         return max(self._floor_s, LATE * decision.local.total_s, 1.5 * decision.chosen.total_s)
 
-    def learn(self, trace: Trace) -> None:
-        """What a request that is done tells about devices and links."""
+    def learn(self, trace: Trace, chosen: Plan) -> None:
+        """What a request that is done tells about devices and links; ``chosen``: the plan that it was to be run by."""
         now_s = time.monotonic()
         if trace.failures:
-            self._estimate.saw_timeout([device for device, share in enumerate(trace.plan.shares) if share])
+            self._estimate.saw_timeout([device for device, share in enumerate(chosen.shares) if share])
+            return
+        kind = (trace.plan.strategy, str(trace.plan.codec), trace.batch, trace.num_tokens)
+        if kind not in self._met:  # the first of a kind takes longer, on every device
+            self._met.add(kind)
             return
         usual = {part.device: part.compute_s for part in self._predict(trace, self.network).parts}
         ratios = [1.0] * len(self._map.devices)
@@ -87,9 +93,9 @@ class Adaptive:
             predicted_s = total_at(1.0) / correction
             self._policy.observe(trace.plan, trace.batch, trace.num_tokens, trace.total_s, predicted_s, now_s)
 
-    def probe(self) -> None:
-        """Probes a link if one is due."""
-        device = self._estimate.due(time.monotonic())
+    def probe(self, ready: Collection[int]) -> None:
+        """Probes a link to one of these devices, if one is due."""
+        device = self._estimate.due(time.monotonic(), among=ready)
         if device is not None:
             self._probe(device)
 
@@ -104,10 +110,13 @@ class Adaptive:
         link = self.network.links[device - 1]
         num_bytes = self._estimate.probe_bytes(device)
         expected_s = 2 * link.latency_s + num_bytes / link.bytes_per_s
-        timeout_s = max(MIN_PROBE_TIMEOUT_S, PROBE_TIMEOUT_FACTOR * expected_s)
+        timeout_s = min(MAX_PROBE_TIMEOUT_S, max(MIN_PROBE_TIMEOUT_S, PROBE_TIMEOUT_FACTOR * expected_s))
         try:
             seconds = ping_s(self._transport, device, num_bytes, timeout_s=timeout_s)
             self._estimate.saw_probe(device, num_bytes, seconds, time.monotonic())
-        except PeerError as exc:
-            log.info("a probe of device %d failed: %s", device, exc)
+        except PeerTimeout as exc:
+            log.info("a probe of device %d did not come back: %s", device, exc)
             self._estimate.probe_failed(device, num_bytes, timeout_s, time.monotonic())
+        except PeerError as exc:
+            log.info("device %d cannot be probed: %s", device, exc)
+            self._estimate.skip(device, time.monotonic())

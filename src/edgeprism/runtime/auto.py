@@ -122,8 +122,8 @@ def find_map(
     path = settings.performance_map or place_of(identity, cluster.key, dtype)
     if settings.performance_map is None and not path.exists():
         raise NoMap(f"there is no performance map of this model in {dtype} on these devices; {command}")
-    found = PerformanceMap.read(path)
     try:
+        found = PerformanceMap.read(path)
         check_fit(found, fingerprint=identity, dtype=dtype, cluster=cluster.key, devices={}, path=path)
     except InputError as exc:
         if settings.performance_map is not None:

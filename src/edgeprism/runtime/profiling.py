@@ -165,8 +165,18 @@ def example(engine: Engine, batch: int, num_tokens: int) -> dict[str, Any]:
     if not spec.is_vision:
         ids = torch.randint(0, spec.vocab_size, (batch, num_tokens), generator=generator)
         return {"input_ids": ids}
-    height_px, width_px = engine.image_size
+    height_px, width_px = _size_px(engine, num_tokens)
     return {"pixel_values": torch.rand(batch, spec.num_channels, height_px, width_px, generator=generator)}
+
+
+def _size_px(engine: Engine, num_tokens: int) -> tuple[int, int]:
+    """Of a picture that becomes so many tokens: as near to a square as it goes."""
+    spec = engine.spec
+    if not spec.resizes_images:
+        return engine.image_size
+    num_patches = num_tokens - spec.special_tokens
+    rows = max(count for count in range(1, int(num_patches**0.5) + 1) if num_patches % count == 0)
+    return rows * spec.patch_size_px[0], num_patches // rows * spec.patch_size_px[1]
 
 
 def _part(traces: Sequence[Trace], index: int) -> PartMeasured:

@@ -100,6 +100,7 @@ class Scheduler:
                 return self._singles.offer(answer)
             if self._singles.num_in_hand:
                 return False
+            began_s = time.monotonic()  # the decision, and a probe before it, are part of the wait
             if decision is not None and self._adaptive is not None:
                 outcome = self._choose(answer._inputs, decision, self._adaptive)
                 trace = outcome.trace
@@ -123,17 +124,17 @@ class Scheduler:
         outcome = self.coordinator.forward(
             inputs, decision.chosen.plan, patience_s=adaptive.patience_s(decision)
         )  # fmt: skip
-        adaptive.learn(outcome.trace)
+        adaptive.learn(outcome.trace, decision.chosen.plan)
         return Outcome(outcome.output, replace(outcome.trace, note=decision.reason))
 
     def _decision(self, answer: Answer) -> Decision | None:
         """What the policy says to a request under plan `auto`; None where there is none, or it is not asked."""
         if answer._plan != "auto" or self._adaptive is None:
             return None
+        ready, inputs = self.coordinator.ready(), answer._inputs
         if not self._singles.num_in_hand:
-            self._adaptive.probe()
-        inputs = answer._inputs
-        return self._adaptive.decide(batch_of(inputs), self._model.num_tokens(inputs), self.coordinator.ready())
+            self._adaptive.probe(ready)
+        return self._adaptive.decide(batch_of(inputs), self._model.num_tokens(inputs), ready)
 
     def _is_single(self, answer: Answer) -> bool:
         return answer._plan == "replica" and self._transport.num_devices > 1 and batch_of(answer._inputs) == 1
@@ -144,7 +145,7 @@ class Scheduler:
         if self._transport.num_devices > 1:
             self._members.ready()  # takes in what came, tells and asks those that have to be
             if self._adaptive is not None and not self.is_busy:
-                self._adaptive.probe()
+                self._adaptive.probe(self.coordinator.ready())
         self._singles.collect()
 
 

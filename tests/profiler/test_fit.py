@@ -1,0 +1,93 @@
+"""Costs are found again from requests that were made up with them; the sweep tells them apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeprism.errors import InputError
+from edgeprism.policy.network import Network
+from edgeprism.policy.predict import predict
+from edgeprism.profiler.fit import errors, fit
+from edgeprism.profiler.sweep import MAX_PASSES, Point, points
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.performance_map import Costs, LinkMeasured, PartMeasured, RequestMeasured
+from edgeprism.specs.plan import Plan
+from tests.policy.maps import VIT_B, costs
+
+CODECS = [CodecSpec.parse(name) for name in ("int8", "kv:int8", "means:9.9")]
+LINK = LinkMeasured(
+    device=1, round_trip_s=2e-4, jitter_s=0.0, to_bytes_per_s=5e7, from_bytes_per_s=5e7, both_bytes_per_s=5e7
+)
+
+
+def measured(point: Point, found: Costs, *, stall_s: float = 0.0) -> RequestMeasured:
+    """What devices with these costs would have been seen to do."""
+    predicted = predict(
+        found, VIT_B, point.plan, batch=point.batch, num_tokens=point.num_tokens, element_bytes=4,
+        network=Network.measured(found),
+    )  # fmt: skip
+    parts = tuple(
+        PartMeasured(
+            device=part.device, compute_s=part.compute_s + stall_s, codec_s=part.codec_s, staging_s=0.0,
+            wire_s=part.wire_s, wait_s=part.wait_s, bytes_sent=1, bytes_received=1,
+        )
+        for part in predicted.parts
+    )  # fmt: skip
+    return RequestMeasured(
+        plan=point.plan, batch=point.batch, num_tokens=point.num_tokens,
+        total_s=(predicted.total_s + stall_s,), parts=parts,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("speeds", [(1.0, 1.0), (1.0, 0.25)])
+def test_costs_are_found_again(speeds: tuple[float, ...]) -> None:
+    """Predictions of points that were never measured are right within 2 %."""
+    true = costs(speeds)
+    found = fit(VIT_B, "float32", 2, [measured(point, true) for point in points(VIT_B, 2, CODECS)], [LINK])
+    others = [
+        Point(plan=plan, batch=batch, num_tokens=197)
+        for batch in (3, 12, 24)
+        for plan in (
+            Plan.local(),
+            Plan(strategy="sequence", shares=(0.6, 0.4), codec=CODECS[0]),
+            Plan(strategy="replica", shares=(0.7, 0.3)),
+        )
+    ]
+    off = errors(found, VIT_B, "float32", [measured(point, true) for point in others])
+    assert max(map(abs, off)) < 0.02
+
+
+def test_a_stalled_point_counts_less() -> None:
+    """One request that took three times as long moves the others' predictions by little."""
+    true, wanted = costs(), points(VIT_B, 2, CODECS)
+    requests = [measured(point, true, stall_s=0.5 if i == 2 else 0.0) for i, point in enumerate(wanted)]
+    found = fit(VIT_B, "float32", 2, requests, [LINK])
+    off = sorted(map(abs, errors(found, VIT_B, "float32", [measured(point, true) for point in wanted])))
+    assert off[len(off) // 2] < 0.03
+
+
+def test_no_cost_is_negative() -> None:
+    """Whatever was measured."""
+    wanted = points(VIT_B, 2, CODECS)
+    requests = [measured(point, costs(), stall_s=0.05 * (i % 3)) for i, point in enumerate(wanted)]
+    for device in fit(VIT_B, "float32", 2, requests, [LINK]).devices:
+        assert min(*device.compute, *device.wire, *(cost for one in device.codecs.values() for cost in one)) >= 0
+
+
+def test_a_device_that_did_nothing() -> None:
+    """Is named: nothing could be said of it."""
+    requests = [measured(Point(plan=Plan.local(), batch=1, num_tokens=197), costs())]
+    with pytest.raises(InputError, match="nothing was measured on device 1"):
+        fit(VIT_B, "float32", 2, requests, [LINK])
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 4, 8])
+def test_the_sweep_is_bounded(num_devices: int) -> None:
+    """At most 200 passes; every device alone and every codec among all of them, small requests first."""
+    wanted = points(VIT_B, num_devices, CODECS[:1])
+    assert sum(point.num_passes for point in wanted) <= MAX_PASSES
+    assert [point.tokens for point in wanted] == sorted(point.tokens for point in wanted)
+    alone = {point.plan.shares for point in wanted if sum(share > 0 for share in point.plan.shares) == 1}
+    assert len(alone) == num_devices
+    if num_devices > 1:
+        assert {str(point.plan.codec) for point in wanted if point.plan.strategy == "sequence"} >= {"exact", "int8"}
