@@ -23,7 +23,7 @@ CODECS = ("kv:int8",)
 BATCHES = (1, 4)
 MAX_PASSES = 90
 MAX_S = 30.0
-NUM_RUNS = 5
+NUM_RUNS = 3
 
 Timed = Callable[[Tensor], float]
 

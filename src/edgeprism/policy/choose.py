@@ -28,7 +28,7 @@ NEW_WEIGHT = 0.3  # of the newest request, against those before
 MIN_CORRECTION, MAX_CORRECTION = 0.5, 4.0
 HALF_LIFE_S = 30.0
 """What was seen of a plan that is not used fades: it may do better by now."""
-SAME = 0.04  # networks whose rates differ by less are one, for a decision that is kept
+SAME = 0.08  # rates, loads and corrections that differ by less are one, for a decision that is kept
 
 PointsLost = Callable[[CodecSpec, int], float | None]
 """What a codec costs in points among so many devices; None where it was not measured."""
