@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgeprism.errors import InputError
 from edgeprism.policy.choose import OBJECTIVES
+from edgeprism.policy.table import POLICIES
 
-POLICIES = ("model", "table")
 NAMES = ("objective", "max_accuracy_drop", "map", "accuracy_file", "policy")
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--map", type=Path, metavar="FILE", help="performance map (default: that of the cache)")
     group.add_argument("--accuracy-file", type=Path, metavar="FILE", help="default: accuracy.json in the cache")
     group.add_argument(
-        "--policy", choices=POLICIES, help="table: the published look-up of one device or means, to compare with"
+        "--policy", choices=tuple(POLICIES), help="table: the published look-up of one device or means, to compare with"
     )
 
 

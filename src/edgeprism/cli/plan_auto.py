@@ -7,10 +7,10 @@ from pathlib import Path
 
 from edgeprism.errors import InputError
 from edgeprism.models.manifest import fingerprint
-from edgeprism.policy.choose import Decision, Policy
+from edgeprism.policy.choose import Decision
 from edgeprism.policy.network import Network
 from edgeprism.policy.points import points_lost
-from edgeprism.policy.table import TablePolicy
+from edgeprism.policy.table import POLICIES
 from edgeprism.runtime.cache import cache_root
 from edgeprism.runtime.cluster_file import ClusterFile
 from edgeprism.runtime.cluster_key import of_members, of_processes
@@ -29,8 +29,7 @@ def decide(args: argparse.Namespace, directory: Path, dtype: str, num_tokens: in
     if found is None:
         return None
     accuracy = AccuracyFile.read(args.accuracy_file or cache_root() / "accuracy.json")
-    kind = TablePolicy if args.policy == "table" else Policy
-    policy = kind(
+    policy = POLICIES[args.policy or "model"](
         found,
         points_lost=points_lost(accuracy, found),
         objective=args.objective or "latency",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from edgeprism.errors import InputError
 from edgeprism.specs.accuracy import AccuracyFile, AccuracyRecord
+from edgeprism.specs.json_file import replace_json
 
 
 def add_records(path: Path, records: Iterable[AccuracyRecord]) -> None:
@@ -23,19 +21,6 @@ def add_records(path: Path, records: Iterable[AccuracyRecord]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (path.parent / f"{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file is closed
-            _replace(path, AccuracyFile.read(path).merged(records))
+            replace_json(path, AccuracyFile.read(path).merged(records).to_json())
     except OSError as exc:
         raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from exc
-
-
-def _replace(path: Path, content: AccuracyFile) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content.to_json(), file, indent=1)
-            file.write("\n")
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

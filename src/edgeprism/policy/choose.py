@@ -8,7 +8,7 @@ one that is clearly better. The decision says why: every candidate, its parts, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from edgeprism.errors import InputError
@@ -291,11 +291,6 @@ class Policy:
         return batch, num_tokens, rates, loads, corrections, ready, None if used is None else _kind(used, 0, 0)
 
 
-def points_lost_by(costs: Mapping[str, float]) -> PointsLost:
-    """From a table of codecs."""
-    return lambda codec, num_devices: costs.get(str(codec))
-
-
 def describe(plan: Plan) -> str:
     """A plan in a few words: sequence int8 over 0 and 1 (60 %, 40 %)."""
     if plan.strategy == "local":
@@ -316,9 +311,3 @@ def _kind(plan: Plan, batch: int, num_tokens: int) -> tuple[object, ...]:
 
 def _step(value: float) -> int:
     return round(math.log(max(value, 1e-12)) / math.log1p(SAME))
-
-
-def best_single(decision: Decision) -> Candidate:
-    """The one-device plan that is best: local, or `replica` with one other device."""
-    singles = [one for one in decision.candidates if sum(share > 0 for share in one.plan.shares) == 1]
-    return min(singles, key=lambda one: one.score)

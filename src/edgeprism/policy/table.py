@@ -69,3 +69,7 @@ class TablePolicy(Policy):
             Candidate(plan=plan, prediction=one, correction=1.0, score=one.joules if energy else one.total_s)
             for plan, one in zip(plans, predictions, strict=True)
         ]
+
+
+POLICIES: dict[str, type[Policy]] = {"model": Policy, "table": TablePolicy}
+"""By the name that a command line gives."""

@@ -49,12 +49,7 @@ class Adaptive:
         return self._estimate.network
 
     def decide(self, batch: int, num_tokens: int, ready: Collection[int]) -> Decision:
-        """The plan for a request; links under suspicion are probed first."""
-        for _ in range(MAX_PROBES):
-            device = self._estimate.due(time.monotonic(), among=ready, only_suspected=True)
-            if device is None:
-                break
-            self._probe(device)
+        """The plan for a request."""
         now_s = time.monotonic()
         return self._policy.decide(
             batch, num_tokens, self._estimate.network, now_s=now_s, load=self._estimate.load(now_s), devices=ready
@@ -94,10 +89,14 @@ class Adaptive:
             self._policy.observe(trace.plan, trace.batch, trace.num_tokens, trace.total_s, predicted_s, now_s)
 
     def probe(self, ready: Collection[int]) -> None:
-        """Probes a link to one of these devices, if one is due."""
+        """Probes a link to one of these devices, if one is due, and those under suspicion. While they have nothing in
+        hand: one that computes answers late, and its link would seem slow."""
         device = self._estimate.due(time.monotonic(), among=ready)
-        if device is not None:
+        for _ in range(MAX_PROBES):
+            if device is None:
+                break
             self._probe(device)
+            device = self._estimate.due(time.monotonic(), among=ready, only_suspected=True)
 
     def _predict(self, trace: Trace, network: Network, ratios: list[float] | None = None) -> Prediction:
         costs = self._map.costs if ratios is None else scaled(self._map.costs, ratios)

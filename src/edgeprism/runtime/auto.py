@@ -14,9 +14,8 @@ from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import EdgeprismError, InputError, PeerError
 from edgeprism.models.load import directory_of
 from edgeprism.models.manifest import fingerprint
-from edgeprism.policy.choose import Policy
 from edgeprism.policy.points import points_lost
-from edgeprism.policy.table import TablePolicy
+from edgeprism.policy.table import POLICIES
 from edgeprism.runtime.adaptive import Adaptive
 from edgeprism.runtime.cache import cache_root
 from edgeprism.runtime.calibrations import find
@@ -31,8 +30,6 @@ from edgeprism.specs.performance_map import DeviceFacts, PerformanceMap
 from edgeprism.wire.transport import Transport
 
 log = logging.getLogger(__name__)
-
-POLICIES = ("model", "table")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +179,7 @@ def make_adaptive(
     except InputError as exc:
         raise NoMap(f"{exc}; run: edgeprism profile --update") from exc
     accuracy = AccuracyFile.read(settings.accuracy_file or cache_root() / "accuracy.json")
-    kind = Policy if settings.policy == "model" else TablePolicy
-    policy = kind(
+    policy = POLICIES[settings.policy](
         found,
         points_lost=points_lost(accuracy, found, {name: one.digest for name, one in tables.items()}),
         objective=settings.objective,

@@ -144,8 +144,6 @@ class Engine:
         self._plan, self._codec = self._check_plan(plan, codec)
         if plan == "auto":
             self._thread.call(lambda: self._scheduler.choose_by(self._auto.adaptive(auto, self._calibrations)))
-        else:
-            self._thread.call(lambda: self._scheduler.choose_by(None))  # nobody probes links for it
 
     def _check_plan(self, plan: str | Plan, codec: str | CodecSpec) -> tuple[str | Plan, CodecSpec]:
         """What can be used of them."""

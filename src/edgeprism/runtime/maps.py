@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgeprism.errors import InputError
 from edgeprism.runtime.cache import cache_root
+from edgeprism.specs.json_file import replace_json
 from edgeprism.specs.performance_map import DeviceFacts, PerformanceMap
 
 
@@ -40,15 +38,6 @@ def write(path: Path, found: PerformanceMap) -> None:
     """Writes the whole file or none. InputError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(found.to_json(), file, indent=1)
-                file.write("\n")
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        replace_json(path, found.to_json())
     except OSError as exc:
         raise InputError(f"{path} cannot be written: {exc.strerror or exc}") from exc

@@ -60,6 +60,7 @@ class Scheduler:
         self._singles = Singles(transport, model, self._members, patience, queue, numbers, cores)
         self._members.pass_on = self._singles.take
         self._adaptive: Adaptive | None = None
+        self._is_watching = False  # the links, while nothing is to be done: after a request under plan `auto`
 
     def step(self) -> None:
         """Begins a request if one can be begun; else waits until something happens, half a second at most."""
@@ -90,7 +91,7 @@ class Scheduler:
 
     def _begin(self, answer: Answer) -> bool:
         """False when it has to wait."""
-        began_s = time.monotonic()
+        self._is_watching = answer._plan == "auto"
         try:
             only(answer._inputs, *self._model.input_names)
             if self._is_single(answer):
@@ -144,7 +145,7 @@ class Scheduler:
         self._transport.watch(max(0.0, min(LOOK_AROUND_S, self._singles.patience_s)))
         if self._transport.num_devices > 1:
             self._members.ready()  # takes in what came, tells and asks those that have to be
-            if self._adaptive is not None and not self.is_busy:
+            if self._adaptive is not None and self._is_watching and not self.is_busy:
                 self._adaptive.probe(self.coordinator.ready())
         self._singles.collect()
 
