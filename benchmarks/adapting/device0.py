@@ -19,7 +19,7 @@ from edgeprism.lab.lab import Lab
 from edgeprism.models.manifest import fingerprint
 from edgeprism.policy.choose import describe
 from edgeprism.profiler.fit import errors
-from edgeprism.profiler.sweep import BATCHES, points
+from edgeprism.profiler.sweep import BATCHES, sweep
 from edgeprism.runtime.auto import AutoSettings
 from edgeprism.runtime.engine import Engine, load
 from edgeprism.runtime.maps import write
@@ -67,13 +67,12 @@ class Bench:
             fingerprint=fingerprint(Path(self.model)), cluster=self.cluster.key, names=self.cluster.names
         )
         codecs = [CodecSpec.parse(name) for name in CODECS]
-        wanted = points(self.engine.spec, self.num_devices, codecs, batches=batches)
         profiler = Profiler(self.engine, identity)
-        profiler.look_around()
-        profiler.measure_powers(wanted[0].num_tokens)
+        reached = profiler.look_around()
+        wanted = sweep(self.engine.spec, reached, self.num_devices, codecs, batches=batches)
+        profiler.measure_powers(wanted.points[0].num_tokens)
         began_s = time.monotonic()
-        num_passes = sum(point.num_passes for point in wanted)
-        profiler.run(wanted, until_s=began_s + 60 * minutes, done=_Progress("profile", num_passes))
+        profiler.run(wanted, until_s=began_s + 60 * minutes, done=_Progress("profile", wanted.num_passes))
         found = profiler.result()
         write(self.map_path, found)
         self._write_accuracy(found)
@@ -81,7 +80,7 @@ class Bench:
         return {
             "seconds": time.monotonic() - began_s,
             "num_points": len(found.requests),
-            "num_passes": num_passes,
+            "num_passes": wanted.num_passes,
             "skipped": list(found.skipped),
             "links": [link.to_bytes_per_s / MBIT for link in found.links],
             "fit_error_median": statistics.median(off),

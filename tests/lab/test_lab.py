@@ -105,6 +105,21 @@ def test_a_link_has_its_rate_and_counts_headers(lab: Lab) -> None:
     assert wire_bytes(num_bytes) <= sent < 1.03 * wire_bytes(num_bytes)
 
 
+def test_devices_have_parts_of_one_core() -> None:
+    """Each has its own, and no more while the other one rests."""
+    busy = "import time; b = time.perf_counter(); exec('while time.process_time() < 0.4: pass'); "
+    busy += "print(time.process_time() / (time.perf_counter() - b))"
+    parts = [LabDevice(name=name, rate_mbit=100.0, speed=0.4, core=0) for name in ("a", "b")]
+    with Lab(parts) as made:
+        for indices in ((0, 1), (1,)):
+            running = [
+                made.popen(index, [sys.executable, "-I", "-c", busy], stdout=subprocess.PIPE, text=True)
+                for index in indices
+            ]
+            for process in running:
+                assert 0.2 < float(process.communicate(timeout=30)[0]) < 0.48
+
+
 def test_rates_and_delays_change_while_it_runs(lab: Lab) -> None:
     """A process on device 0 sets them by EDGEPRISM_LAB, and the next transfer takes as long as that means."""
     words = [

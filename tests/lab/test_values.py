@@ -62,8 +62,12 @@ def test_each_device_has_its_core() -> None:
         place(PAIR, (3,), share_cores=False)
     with pytest.raises(InputError, match="wants core 0"):
         place((PAIR[0], wants), (1, 2), share_cores=False)
-    with pytest.raises(InputError, match="needs its own"):
+    with pytest.raises(InputError, match=r"speeds of 1\.5 together"):
         place((PAIR[0], LabDevice(name="b", rate_mbit=None, speed=0.5)), (0,), share_cores=True)
+    parts = [LabDevice(name=name, rate_mbit=None, speed=0.4) for name in "abcd"]
+    assert place(parts, (0, 1), share_cores=False) == (0, 1, 0, 1)
+    with pytest.raises(InputError, match=r"--speeds"):
+        place(parts, (0,), share_cores=False)
 
 
 @given(st.integers(1, 10**7))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -164,7 +165,22 @@ def test_the_published_policy_knows() -> None:
     decision = table.decide(8, 197, network(5))
     assert {describe(one.plan) for one in decision.candidates} == {"local", "sequence means:9.9 over 0 and 1"}
     at_200 = table.decide(8, 197, network(200))
-    assert decision.chosen.total_s == at_200.chosen.total_s  # 200 Mbit/s is the lowest that it knows
+    assert decision.chosen.plan == at_200.chosen.plan  # 200 Mbit/s is the lowest that it knows
+    assert decision.chosen.total_s > at_200.chosen.total_s
+    beyond = table.decide(100, 197, network(400))
+    assert beyond.local.total_s > 3 * table.decide(32, 197, network(400)).local.total_s
+
+
+def test_a_device_that_could_not_be_measured() -> None:
+    """Is in the map without costs, and in no plan."""
+    found = performance_map((1.0, 1.0, 1.0))
+    first, second, third = found.costs.devices
+    lost = replace(third, compute=(), wire=(), codecs={})
+    found = replace(found, costs=replace(found.costs, devices=(first, second, lost)))
+    decision = policy(found, drop=5.0).decide(8, 197, network(1000, found))
+    assert decision.chosen.plan.strategy != "local"
+    assert all(one.plan.num_devices == 1 or not one.plan.shares[2] for one in decision.candidates)
+    assert "int8" in found.codecs
 
 
 def test_explain_shows_every_part() -> None:

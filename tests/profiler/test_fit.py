@@ -8,7 +8,7 @@ from edgeprism.errors import InputError
 from edgeprism.policy.network import Network
 from edgeprism.policy.predict import predict
 from edgeprism.profiler.fit import errors, fit
-from edgeprism.profiler.sweep import MAX_PASSES, Point, points
+from edgeprism.profiler.sweep import MAX_PASSES, Point, sweep
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.performance_map import Costs, LinkMeasured, PartMeasured, RequestMeasured
 from edgeprism.specs.plan import Plan
@@ -43,7 +43,9 @@ def measured(point: Point, found: Costs, *, stall_s: float = 0.0) -> RequestMeas
 def test_costs_are_found_again(speeds: tuple[float, ...]) -> None:
     """Predictions of points that were never measured are right within 2 %."""
     true = costs(speeds)
-    found = fit(VIT_B, "float32", 2, [measured(point, true) for point in points(VIT_B, 2, CODECS)], [LINK])
+    found = fit(
+        VIT_B, "float32", 2, [measured(point, true) for point in sweep(VIT_B, (0, 1), 2, CODECS).points], [LINK]
+    )
     others = [
         Point(plan=plan, batch=batch, num_tokens=197)
         for batch in (3, 12, 24)
@@ -59,7 +61,7 @@ def test_costs_are_found_again(speeds: tuple[float, ...]) -> None:
 
 def test_a_stalled_point_counts_less() -> None:
     """One request that took three times as long moves the others' predictions by little."""
-    true, wanted = costs(), points(VIT_B, 2, CODECS)
+    true, wanted = costs(), sweep(VIT_B, (0, 1), 2, CODECS).points
     requests = [measured(point, true, stall_s=0.5 if i == 2 else 0.0) for i, point in enumerate(wanted)]
     found = fit(VIT_B, "float32", 2, requests, [LINK])
     off = sorted(map(abs, errors(found, VIT_B, "float32", [measured(point, true) for point in wanted])))
@@ -68,23 +70,36 @@ def test_a_stalled_point_counts_less() -> None:
 
 def test_no_cost_is_negative() -> None:
     """Whatever was measured."""
-    wanted = points(VIT_B, 2, CODECS)
+    wanted = sweep(VIT_B, (0, 1), 2, CODECS).points
     requests = [measured(point, costs(), stall_s=0.05 * (i % 3)) for i, point in enumerate(wanted)]
     for device in fit(VIT_B, "float32", 2, requests, [LINK]).devices:
         assert min(*device.compute, *device.wire, *(cost for one in device.codecs.values() for cost in one)) >= 0
 
 
 def test_a_device_that_did_nothing() -> None:
-    """Is named: nothing could be said of it."""
-    requests = [measured(Point(plan=Plan.local(), batch=1, num_tokens=197), costs())]
-    with pytest.raises(InputError, match="nothing was measured on device 1"):
-        fit(VIT_B, "float32", 2, requests, [LINK])
+    """Has no costs, and is known to have none; without the coordinator there is no map."""
+    alone = Point(plan=Plan.local(), batch=1, num_tokens=197)
+    found = fit(VIT_B, "float32", 3, [measured(alone, costs())], [LINK])
+    assert found.measured == (0,)
+    assert len(found.links) == 2
+    with pytest.raises(InputError, match="nothing was measured on device 0"):
+        fit(VIT_B, "float32", 2, [], [LINK])
+
+
+def test_a_sweep_without_one_device() -> None:
+    """Gives it nothing to do; what is too much for one sweep is told."""
+    found = sweep(VIT_B, (0, 2), 3, CODECS, max_passes=100)
+    assert all(point.plan.num_devices == 1 or not point.plan.shares[1] for point in found.points)
+    assert any(point.plan.num_devices == 3 and point.plan.shares[2] > 0.6 for point in found.points)
+    assert found.left_out
+    whole = sweep(VIT_B, (0, 2), 3, CODECS, max_passes=10**6)
+    assert {*found.points, *found.left_out} == {*whole.points}
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 4, 8])
 def test_the_sweep_is_bounded(num_devices: int) -> None:
     """At most 200 passes; every device alone and every codec among all of them, small requests first."""
-    wanted = points(VIT_B, num_devices, CODECS[:1])
+    wanted = sweep(VIT_B, range(num_devices), num_devices, CODECS[:1]).points
     assert sum(point.num_passes for point in wanted) <= MAX_PASSES
     assert [point.tokens for point in wanted] == sorted(point.tokens for point in wanted)
     alone = {point.plan.shares for point in wanted if sum(share > 0 for share in point.plan.shares) == 1}

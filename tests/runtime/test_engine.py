@@ -201,7 +201,7 @@ def test_threads_and_cores_of_the_caller_are_as_before() -> None:
 
 def test_patience_follows_what_was_observed() -> None:
     """Three times the expected time, never below the floor; one timeout is a failure, a second one a slower network."""
-    patience = Patience()
+    patience = Patience(FLOOR_S)
 
     def timeout_s(kind: str = "a") -> float:
         return patience.timeout_s(kind, of="all", compute_s=2.0, num_bytes=0)

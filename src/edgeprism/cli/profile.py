@@ -13,7 +13,7 @@ from edgeprism.cli.bar import progress_bar, quiet, say
 from edgeprism.cli.source import check_cluster, config_directory, tokens_of_pictures
 from edgeprism.errors import InputError
 from edgeprism.need_torch import need_torch
-from edgeprism.profiler.sweep import BATCHES, MAX_PASSES, points
+from edgeprism.profiler.sweep import BATCHES, MAX_PASSES, sweep
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 
@@ -124,7 +124,6 @@ def _measure(
         )  # fmt: skip
         path = args.out or place_of(identity.fingerprint, identity.cluster, args.dtype or spec.dtype)
         before = _before(args, path, identity)
-        wanted = points(spec, cluster.num_devices, codecs, batches=batches, lengths=lengths, max_passes=MAX_PASSES)
         with load(
             args.model, cluster=cluster, plan="local", device=args.device, dtype=args.dtype,
             calibrations=list(tables.values()),
@@ -134,14 +133,18 @@ def _measure(
             )
             say(f"measuring {cluster.num_devices} devices and their links")
             try:
-                profiler.look_around()
+                reached = profiler.look_around()
                 if before is not None:
                     profiler.forget_changed(before)
-                profiler.measure_powers(wanted[0].num_tokens)
-                with progress_bar(sum(point.num_passes for point in wanted)) as done:
+                wanted = sweep(
+                    spec, reached, cluster.num_devices, codecs, batches=batches, lengths=lengths, max_passes=MAX_PASSES
+                )
+                profiler.measure_powers(wanted.points[0].num_tokens)
+                with progress_bar(wanted.num_passes) as done:
                     profiler.run(wanted, until_s=time.monotonic() + 60 * args.minutes, done=done)
-            except KeyboardInterrupt:
-                _keep(profiler, path)
+            except BaseException:
+                if profiler.has_measured:
+                    _keep(profiler, path)
                 raise
             found = profiler.result()
         write(path, found)

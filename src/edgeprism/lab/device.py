@@ -13,6 +13,7 @@ from edgeprism.specs.plan import MAX_DEVICES
 
 MIN_SPEED = 0.05  # the kernel keeps 5 % of a core from processes of real-time priority
 MAX_RATE_MBIT = 10_000.0
+MAX_DEMAND = 0.8  # of a core that several devices share: each gets its part at once, whatever the others do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ def check_devices(devices: Sequence[LabDevice], *, is_shared: bool) -> None:
 
 def place(devices: Sequence[LabDevice], cores: Sequence[int], *, share_cores: bool) -> tuple[int, ...]:
     """The core of each device: the one that it asks for, else one that nobody has. InputError where there are too few,
-    or where a device that shares its core has a speed of its own."""
+    or where those that share a core have speeds that together are more than there is of it."""
     for device in devices:
         if device.core is not None and device.core not in cores:
             raise InputError(f"{device.name} wants core {device.core}; there are {', '.join(map(str, cores))}")
@@ -91,12 +92,18 @@ def place(devices: Sequence[LabDevice], cores: Sequence[int], *, share_cores: bo
             chosen.append(free[num_given % len(free)])
             num_given += 1
     shared = {core for core in chosen if chosen.count(core) > 1}
-    if shared and not share_cores:
+    speeds = {core: [each.speed for each, its in zip(devices, chosen, strict=True) if its == core] for core in shared}
+    crowded = [core for core in sorted(shared) if sum(speeds[core]) > MAX_DEMAND + 1e-9]
+    if crowded and not share_cores:
         raise InputError(
-            f"{len(devices)} devices need a core each, and this machine has {len(cores)}; have fewer devices, or let "
-            "several have one core (--share-cores), which slows each of them while another one computes"
+            f"{len(devices)} devices need a core each, and this machine has {len(cores)}; have fewer devices, give "
+            f"those of one core speeds of {MAX_DEMAND:g} together (--speeds), or let several have one core "
+            "(--share-cores), which slows each of them while another one computes"
         )
-    for device, core in zip(devices, chosen, strict=True):
-        if core in shared and device.speed < 1:
-            raise InputError(f"{device.name} shares core {core}; a device of speed {device.speed:g} needs its own")
+    for core in crowded:
+        if min(speeds[core]) < 1:
+            raise InputError(
+                f"the devices on core {core} have speeds of {sum(speeds[core]):g} together; at most {MAX_DEMAND:g} of "
+                "a core can be promised to devices that share it"
+            )
     return tuple(chosen)

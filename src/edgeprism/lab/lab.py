@@ -8,9 +8,9 @@
         lab.set_rate(None, 20)
 
 A device is a network namespace with one link (``links``), a core of which it has a part (``pauses``), and control
-groups (``groups``); memory, files and clock are this machine's. Names carry the pid of the process that made the lab:
-what a process that died left behind is removed by the next lab. A process that runs in the lab changes its links by
-``Lab.attach()``.
+groups (``groups``), which also divide a core that several have; memory, files and clock are this machine's. Names carry
+the pid of the process that made the lab: what a process that died left behind is removed by the next lab. A process
+that runs in the lab changes its links by ``Lab.attach()``.
 """
 
 from __future__ import annotations
@@ -203,8 +203,11 @@ class Lab:
         for groups in self._groups:
             groups.make()
         self._state = self._links.make(self._state)
-        for device, core in zip(self._state.devices, self._state.cores, strict=True):
-            if device.speed < 1:
+        cores = self._state.cores
+        for device, core, groups in zip(self._state.devices, cores, self._groups, strict=True):
+            if device.speed < 1 and cores.count(core) > 1:
+                groups.set_quota(device.speed)
+            elif device.speed < 1:
                 self._slow_down(core, device.speed)
         self._state.write(self.state_file)
 

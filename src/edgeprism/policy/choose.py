@@ -128,6 +128,8 @@ class Policy:
     ) -> Candidates:
         """Plans and predictions for such a request."""
         costs = self._map.costs if load is None else scaled(self._map.costs, load)
+        known = self._map.costs.measured
+        devices = known if devices is None else [device for device in devices if device in known]
         return Candidates(
             costs, self._map.model, batch=batch, num_tokens=num_tokens, element_bytes=self._element_bytes,
             network=network, devices=devices,

@@ -146,12 +146,35 @@ class _Timeline:
             now[device] = begin_s
             if device != COORDINATOR:
                 now[device] = self._send(COORDINATOR, device, begin_s, self._works[device].input_bytes)
-        last = model.num_layers - 1
-        readers = [device for device in self._devices if self._reads(model, device)]
-        for block in range(model.num_layers):
-            now = self._block(now, readers if block == last else self._devices)
+        now = self._blocks(now, model.num_layers - 1)
+        now = self._block(now, [device for device in self._devices if self._reads(model, device)])
         end = max(self._deliver(device, now[device]) for device in self._devices)
         return end + self._after_blocks()
+
+    def _blocks(self, now: list[float], num_blocks: int) -> list[float]:
+        """So many whole ones. Once everybody is as far apart as after an earlier block, the rest repeats what followed
+        that one: the repeats are counted, not gone through."""
+        first, left = self._devices[0], num_blocks
+        seen: dict[tuple[int, ...], tuple[int, float, list[int]]] = {}
+        while left:
+            now, left = self._block(now, self._devices), left - 1
+            left_then, first_then_s, sent_then = seen.setdefault(
+                self._apart(now), (left, now[first], list(self.bytes_sent))
+            )
+            num_repeats = left // (left_then - left) if left_then > left else 0
+            if num_repeats:
+                later_s = num_repeats * (now[first] - first_then_s)
+                left -= num_repeats * (left_then - left)
+                now, self._free = [one + later_s for one in now], [free + later_s for free in self._free]
+                sent = zip(self.bytes_sent, sent_then, strict=True)
+                self.bytes_sent = [one + num_repeats * (one - then) for one, then in sent]
+        return now
+
+    def _apart(self, now: Sequence[float]) -> tuple[int, ...]:
+        """Where devices and their links are in time, by the first device's clock, in picoseconds."""
+        first = now[self._devices[0]]
+        links = (max(self._free[device], now[device]) for device in self._devices)
+        return tuple(round((one - first) * 1e12) for one in (*(now[device] for device in self._devices), *links))
 
     def _block(self, now: Sequence[float], readers: Sequence[int]) -> list[float]:
         ready = list(now)

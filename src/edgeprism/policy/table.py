@@ -34,15 +34,16 @@ class TablePolicy(Policy):
         devices: Collection[int] | None,
         now_s: float,
     ) -> Decision:
-        del load
+        del now_s
         batch_bin = min(BATCHES, key=lambda one: abs(one - batch))
         rate_mbit = min((link.bytes_per_s for link in network.links), default=MAX_RATE) * 8 / 1e6
         cell = network.at(min(RATES_MBIT, key=lambda one: abs(one - rate_mbit)) * 1e6 / 8)
-        found = self._found(self.candidates(batch_bin, num_tokens, cell, devices=devices), devices)
-        local = found[0]
-        best = min(found, key=lambda one: one.score)
+        in_cell = self._found(self.candidates(batch_bin, num_tokens, cell, devices=devices), devices)
+        looked_up = min(in_cell, key=lambda one: one.score).plan
+        found = self._found(self.candidates(batch, num_tokens, network, load=load, devices=devices), devices)
+        local = found[0]  # what the request is expected to take is for how long to wait; the cell has chosen
         return Decision(
-            chosen=best,
+            chosen=next((one for one in found if one.plan == looked_up), local),
             candidates=tuple(sorted(found, key=lambda one: one.score)),
             left_out=("every plan but one device and tokens shared with means: --policy table knows no other",),
             kept=False,

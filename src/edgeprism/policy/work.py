@@ -7,6 +7,7 @@ rows that the head reads are computed; here that is counted, because seconds are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.specs.codec import CodecSpec
@@ -76,6 +77,7 @@ class DeviceWork:
         return float(self.num_exchanges * self.num_payloads), num_values / 1e6
 
 
+@lru_cache(maxsize=4096)
 def work_of(model: ModelSpec, plan: Plan, *, batch: int, num_tokens: int, element_bytes: int) -> tuple[DeviceWork, ...]:
     """Of every device that has a place in the plan. PlanError when the plan cannot be carried out."""
     if plan.strategy == "sequence":

@@ -8,6 +8,7 @@ Points that are far off are counted less (iteratively, towards least absolute er
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -30,6 +31,7 @@ from edgeprism.specs.performance_map import (
 FASTEST_MEDIUM_BYTES_PER_S = 1.6e8
 NUM_WEIGHINGS = 6
 USUAL_ERROR = 0.03  # errors below it count in full
+NO_LINK_BYTES_PER_S = 1e3  # of a link that was not measured; nothing is sent over it
 MIN_S = 5e-4  # relative errors of shorter times mean nothing
 
 Array = NDArray[np.float64]
@@ -46,7 +48,7 @@ def fit(
     links: Sequence[LinkMeasured],
     powers: Sequence[Power] = (),
 ) -> Costs:
-    """Costs of every device and link. InputError where a device took part in nothing."""
+    """Costs of every device and link; a device that took part in nothing has none. InputError where none did."""
     element_bytes = element_bytes_of(dtype)
     pairs: list[list[tuple[DeviceWork, PartMeasured, str]]] = [[] for _ in range(num_devices)]
     for request in requests:
@@ -56,11 +58,16 @@ def fit(
         for part in request.parts:
             if works[part.device].takes_part:
                 pairs[part.device].append((works[part.device], part, str(request.plan.codec)))
-    if missing := [device for device, measured in enumerate(pairs) if not measured]:
-        raise InputError(f"nothing was measured on device {missing[0]}: is it up? Run edgeprism doctor")
+    if not pairs[0]:
+        raise InputError("nothing was measured on device 0, without which nothing can be predicted")
     given = [*powers, *[NO_POWER] * (num_devices - len(powers))]
     devices = tuple(_device(measured, power) for measured, power in zip(pairs, given, strict=True))
-    return Costs(devices=devices, links=tuple(_link(link) for link in links))
+    by_device = {link.device: _link(link) for link in links}
+    no_link = partial(LinkCosts, latency_s=0.0, bytes_per_s=NO_LINK_BYTES_PER_S)
+    others = range(1, num_devices)
+    return Costs(
+        devices=devices, links=tuple(by_device.get(device) or no_link(device=device) for device in others)
+    )  # fmt: skip
 
 
 def errors(costs: Costs, model: ModelSpec, dtype: str, requests: Iterable[RequestMeasured]) -> list[float]:
@@ -84,7 +91,8 @@ def _device(measured: Sequence[tuple[DeviceWork, PartMeasured, str]], power: Pow
     idle_w, busy_w, joules_per_megabyte, source = power
     return DeviceCosts(
         compute=_solve([(work.compute_features(), part.compute_s) for work, part, _ in measured]),
-        wire=_solve([(work.wire_features(), part.wire_s) for work, part, _ in measured if part.bytes_sent]) or (0, 0),
+        wire=_solve([(work.wire_features(), part.wire_s) for work, part, _ in measured if part.bytes_sent])
+        or (0.0, 0.0),
         codecs=codecs,
         staging=_staging(measured),
         idle_w=idle_w,

@@ -19,6 +19,8 @@ from edgeprism.strategies.sequence.partition import token_bounds
 MAX_PASSES = 200
 BATCHES = (1, 2, 4, 8, 16, 32)
 OTHERS_BATCHES = (1, 4, 16)
+MANY_DEVICES, MANY_OTHERS_BATCHES = 4, (1, 8)
+"""From so many devices on each of the others is measured at fewer batches: codecs must fit in, too."""
 SHARED_BATCHES = (1, 4, 16)
 CODEC_BATCHES = (1, 8)
 UNEVEN = 0.7
@@ -45,25 +47,79 @@ class Point:
         return self.batch * self.num_tokens
 
 
-def points(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """``points`` to measure, small requests first; ``left_out``: those that were too many, the least telling ones."""
+
+    points: tuple[Point, ...]
+    left_out: tuple[Point, ...] = ()
+
+    @property
+    def num_passes(self) -> int:
+        """Forward passes of them all."""
+        return sum(point.num_passes for point in self.points)
+
+
+def sweep(
     model: ModelSpec,
+    devices: Sequence[int],
     num_devices: int,
     codecs: Sequence[CodecSpec],
     *,
     batches: Sequence[int] = BATCHES,
     lengths: Sequence[int] | None = None,
     max_passes: int = MAX_PASSES,
-) -> list[Point]:
-    """The sweep, small requests first; those beyond ``max_passes`` are left out, the largest batches first."""
+) -> Sweep:
+    """For those of ``num_devices`` devices that can be reached, the coordinator first; ``max_passes`` at most."""
     if lengths is None:
         lengths = _lengths(model)
-    chosen: list[Point] = []
+    chosen, left_out = list[Point](), list[Point]()
     num_passes = 0
-    for point in _by_worth(model, num_devices, codecs, batches, lengths):
+    for point in _by_worth(model, _Group(devices, num_devices), codecs, batches, lengths):
         if num_passes + point.num_passes <= max_passes:
             chosen.append(point)
             num_passes += point.num_passes
-    return sorted(chosen, key=lambda point: point.tokens)
+        else:
+            left_out.append(point)
+    return Sweep(points=tuple(sorted(chosen, key=lambda point: point.tokens)), left_out=tuple(left_out))
+
+
+class _Group:
+    """Devices that are measured, and the plans over them."""
+
+    def __init__(self, devices: Sequence[int], num_devices: int) -> None:
+        self.devices, self._num_devices = tuple(devices), num_devices
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        return self.devices[1:]
+
+    def alone(self, device: int) -> Plan:
+        return Plan(strategy="replica", shares=self._shares({device: 1.0}))
+
+    def even(self, strategy: str, codec: CodecSpec = EXACT) -> Plan:
+        shares = self._shares(dict.fromkeys(self.devices, 1 / len(self.devices)))
+        return Plan(strategy=strategy, shares=shares, codec=codec)
+
+    def uneven(self, codec: CodecSpec) -> list[Plan]:
+        """Each device once with most of the tokens."""
+        if not self.others:
+            return []
+        rest = dict.fromkeys(self.devices, (1 - UNEVEN) / len(self.others))
+        return [
+            Plan(strategy="sequence", shares=self._shares({**rest, device: UNEVEN}), codec=codec)
+            for device in self.devices
+        ]
+
+    def shared(
+        self, codecs: Sequence[CodecSpec], batches: Sequence[int], length: int
+    ) -> list[tuple[Plan, int, int]]:  # fmt: skip
+        if not self.others:
+            return []
+        return [(self.even("sequence", codec), batch, length) for codec in codecs for batch in batches]
+
+    def _shares(self, shares: dict[int, float]) -> tuple[float, ...]:
+        return tuple(shares.get(device, 0.0) for device in range(self._num_devices))
 
 
 def _lengths(model: ModelSpec) -> tuple[int, ...]:
@@ -73,23 +129,24 @@ def _lengths(model: ModelSpec) -> tuple[int, ...]:
 
 
 def _by_worth(
-    model: ModelSpec, num_devices: int, codecs: Sequence[CodecSpec], batches: Sequence[int], lengths: Sequence[int]
+    model: ModelSpec, group: _Group, codecs: Sequence[CodecSpec], batches: Sequence[int], lengths: Sequence[int]
 ) -> Iterable[Point]:
     """Every point once, those that tell most first."""
     usual, *others = lengths
     exact = model.narrower(EXACT)
     lossy = [codec for codec in codecs if codec != exact]
+    others_batches = MANY_OTHERS_BATCHES if len(group.devices) >= MANY_DEVICES else OTHERS_BATCHES
     seen: set[tuple[object, ...]] = set()
     for plan, batch, length in (
         *((Plan.local(), batch, usual) for batch in batches),
-        *_shared(num_devices, [exact], [b for b in SHARED_BATCHES if b in batches] or batches[:1], usual),
-        *((_alone(device, num_devices), batch, usual) for device in range(1, num_devices)
-          for batch in OTHERS_BATCHES if batch in batches),
-        *_shared(num_devices, lossy, [b for b in CODEC_BATCHES if b in batches] or batches[:1], usual),
-        *((plan, batch, usual) for plan in _uneven(num_devices, exact) for batch in (1, 4) if batch in batches),
-        *((Plan.even("replica", num_devices), batch, usual) for batch in (8,) if num_devices > 1 and batch in batches),
+        *group.shared([exact], [b for b in SHARED_BATCHES if b in batches] or batches[:1], usual),
+        *((group.alone(device), batch, usual) for device in group.others
+          for batch in others_batches if batch in batches),
+        *group.shared(lossy, [b for b in CODEC_BATCHES if b in batches] or batches[:1], usual),
+        *((plan, batch, usual) for plan in group.uneven(exact) for batch in (1, 4) if batch in batches),
+        *((group.even("replica"), batch, usual) for batch in (8,) if group.others and batch in batches),
         *((Plan.local(), batch, other) for other in others for batch in (1, 8) if batch in batches),
-        *(shared for other in others for shared in _shared(num_devices, [exact, *lossy], [1], other)),
+        *(shared for other in others for shared in group.shared([exact, *lossy], [1], other)),
     ):  # fmt: skip
         key = plan, batch, length
         if key not in seen and _can_be(plan, length):
@@ -100,33 +157,6 @@ def _by_worth(
 def _num_repeats(batch: int) -> int:
     """Short requests jitter more, and cost less to repeat."""
     return 7 if batch == 1 else 5 if batch <= 4 else 3
-
-
-def _shared(
-    num_devices: int, codecs: Sequence[CodecSpec], batches: Sequence[int], length: int
-) -> list[tuple[Plan, int, int]]:
-    if num_devices < 2:
-        return []
-    return [(Plan.even("sequence", num_devices, codec), batch, length) for codec in codecs for batch in batches]
-
-
-def _alone(device: int, num_devices: int) -> Plan:
-    return Plan(strategy="replica", shares=tuple(float(one == device) for one in range(num_devices)))
-
-
-def _uneven(num_devices: int, codec: CodecSpec) -> list[Plan]:
-    """Each device once with most of the tokens."""
-    if num_devices < 2:
-        return []
-    rest = (1 - UNEVEN) / (num_devices - 1)
-    return [
-        Plan(
-            strategy="sequence",
-            shares=tuple(UNEVEN if one == device else rest for one in range(num_devices)),
-            codec=codec,
-        )
-        for device in range(num_devices)
-    ]
 
 
 def _can_be(plan: Plan, num_tokens: int) -> bool:

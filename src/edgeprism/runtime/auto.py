@@ -61,7 +61,7 @@ class AutoPlans:
         self._dtype = None if dtype is None else dtype.removeprefix("torch.")
         self._settings = AutoSettings()
         self._maps: dict[Path | None, PerformanceMap | None] = {}
-        self._adaptives: dict[AutoSettings, Adaptive] = {}
+        self._adaptives: dict[AutoSettings, Adaptive | None] = {}
 
     def tables(self, settings: AutoSettings) -> dict[str, Calibration]:
         """Those of the codecs that `auto` may come to use, as far as they are here: devices get them with the model."""
@@ -69,7 +69,9 @@ class AutoPlans:
         found = self._map(settings)
         return {} if found is None else tables_for(self._model, found, settings)
 
-    def adaptive(self, settings: AutoSettings | None, tables: Mapping[str, Calibration]) -> Adaptive | None:
+    def adaptive(
+        self, settings: AutoSettings | None, tables: Mapping[str, Calibration], computes_on: str
+    ) -> Adaptive | None:
         """For the thread that owns the transport; None, after a warning, where there is no map. InputError where one
         was named that does not fit."""
         self._settings = settings = settings or self._settings
@@ -79,12 +81,14 @@ class AutoPlans:
         if found is None:
             return None
         try:
-            self._adaptives[settings] = make_adaptive(self._cluster.transport, found, tables, settings)
+            self._adaptives[settings] = make_adaptive(
+                self._cluster.transport, found, tables, settings, computes_on
+            )  # fmt: skip
         except NoMap as exc:
             if settings.performance_map is not None:
                 raise InputError(str(exc)) from exc
+            self._adaptives[settings] = None  # said once
             _warn(exc)
-            return None
         return self._adaptives[settings]
 
     def _map(self, settings: AutoSettings) -> PerformanceMap | None:
@@ -164,9 +168,11 @@ def make_adaptive(
     found: PerformanceMap,
     tables: Mapping[str, Calibration],
     settings: AutoSettings,
+    computes_on: str,
 ) -> Adaptive:
-    """For the thread that owns the transport. NoMap where a device is not what was measured."""
-    devices = {0: facts_of(found.devices[0].name, facts())}
+    """For the thread that owns the transport; ``computes_on``: its model's hardware. NoMap where a device is not what
+    was measured."""
+    devices = {0: facts_of(found.devices[0].name, facts(computes_on))}
     for device in sorted(transport.connected()):
         try:
             devices[device] = facts_of(found.devices[device].name, ask(transport, device, "facts"))

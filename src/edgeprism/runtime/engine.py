@@ -143,7 +143,9 @@ class Engine:
         learnt under the same settings it still knows."""
         self._plan, self._codec = self._check_plan(plan, codec)
         if plan == "auto":
-            self._thread.call(lambda: self._scheduler.choose_by(self._auto.adaptive(auto, self._calibrations)))
+            self._thread.call(
+                lambda: self._scheduler.choose_by(self._auto.adaptive(auto, self._calibrations, self.computes_on))
+            )
 
     def _check_plan(self, plan: str | Plan, codec: str | CodecSpec) -> tuple[str | Plan, CodecSpec]:
         """What can be used of them."""
@@ -203,6 +205,11 @@ class Engine:
     def config(self) -> Any:
         """The transformers config of the model."""
         return self._model.config
+
+    @property
+    def computes_on(self) -> str:
+        """The kind of hardware that the coordinator computes on: "cpu" or "cuda"."""
+        return self._model.device.type
 
     @property
     def devices(self) -> tuple[int, ...]:

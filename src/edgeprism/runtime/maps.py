@@ -29,6 +29,7 @@ def facts_of(name: str, facts: Mapping[str, Any]) -> DeviceFacts:
         name=name,
         hardware=str(facts.get("hardware", "")),
         num_threads=int(facts.get("num_threads", 0)),
+        computes_on=str(facts.get("computes_on", "")),
         power_mode=str(facts.get("power_mode", "")),
         versions=", ".join(f"{one} {number}" for one, number in versions.items()) if isinstance(versions, dict) else "",
     )

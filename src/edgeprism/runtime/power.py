@@ -33,13 +33,18 @@ def measure_powers(engine: Engine, num_devices: int, inputs: dict[str, Any]) -> 
         for one, other in zip(before, _moments(engine, num_devices), strict=True)
     ]
     powers: list[Power] = []
+    first_of: dict[str, int] = {}  # by machine: a board that idles does so once, however many workers it runs
     for device, reading in enumerate(idle):
         if reading is None or reading.joules is None or not reading.seconds:
             why = "it says nothing about energy" if reading is None else reading.missing
             powers.append((*NO_POWER[:3], f"missing: {why}"))
             continue
         idle_w = reading.joules / reading.seconds
-        powers.append(_at_work(engine, device, num_devices, inputs, idle_w, is_estimate=reading.is_estimate))
+        power = _at_work(engine, device, num_devices, inputs, idle_w, is_estimate=reading.is_estimate)
+        first = first_of.setdefault(reading.machine, device) if reading.machine else device
+        if first != device:
+            power = (0.0, *power[1:3], f"{power[3]}; it idles on the machine of device {first}")
+        powers.append(power)
     return powers
 
 

@@ -16,7 +16,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -47,18 +47,19 @@ _MAX_TRANSFERS, _TRANSFERS_S = 5, 1.0  # of the last size, in one direction
 # The worker's end
 
 
-def serve_probe(transport: Transport) -> None:
+def serve_probe(transport: Transport, computes_on: Callable[[], str]) -> None:
     """From now on this device answers PINGs, whatever else it does, as soon as it looks at its sockets."""
-    transport.serve(Kind.PING, lambda question: _answer(transport, question))
+    transport.serve(Kind.PING, lambda question: _answer(transport, question, computes_on))
 
 
-def facts() -> dict[str, Any]:
-    """What another device is told about this one."""
+def facts(computes_on: str = "") -> dict[str, Any]:
+    """What another device is told about this one. ``computes_on``: the kind of hardware that has the model."""
     torch = sys.modules.get("torch")  # a worker has it; nobody should wait for it here
     return {
         "versions": versions(),
         "machine": platform.machine(),
         "hardware": hardware(),
+        "computes_on": computes_on,
         "power_mode": power_mode(),
         "num_cores": len(available_cores()),
         "num_threads": 0 if torch is None else torch.get_num_threads(),
@@ -78,12 +79,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _answer(transport: Transport, question: Frame) -> None:
+def _answer(transport: Transport, question: Frame, computes_on: Callable[[], str]) -> None:
     try:
         echo_bytes = question.info.get("echo_bytes", 0)
         if not isinstance(echo_bytes, int) or not 0 <= echo_bytes <= MAX_ECHO_BYTES:
             raise FrameError(f"a PING may ask for 0 to {MAX_ECHO_BYTES} bytes, not for {echo_bytes!r}")
-        meta: dict[str, Any] = {"facts": facts()} if question.info.get("facts") is True else {}
+        meta: dict[str, Any] = {"facts": facts(computes_on())} if question.info.get("facts") is True else {}
         if question.info.get("energy") is True:
             meta["energy"] = energy_now()
         buffers = [Buffer.of(np.zeros(echo_bytes, np.uint8))] if echo_bytes else []

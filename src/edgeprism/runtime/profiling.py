@@ -1,8 +1,8 @@
 """Runs the sweep of a model on a cluster and makes its performance map: `edgeprism profile`.
 
 Everything is measured by real requests through the runtime itself, one plan after the other; what each device did comes
-from their traces. A point that runs out of memory skips the larger batches of its plan; a device that fails skips the
-points that need it; whatever ends the sweep, what was measured is kept.
+from their traces. A point that runs out of memory skips the larger batches of its plan. A device that cannot be reached
+is left out, one that fails later skips the points that need it; whatever ends the sweep, what was measured is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from edgeprism.errors import PeerError
 from edgeprism.profiler.fit import Power, fit
-from edgeprism.profiler.sweep import Point
+from edgeprism.profiler.sweep import Point, Sweep
 from edgeprism.runtime.engine import Engine
 from edgeprism.runtime.link_probe import ask, measure_link
 from edgeprism.runtime.maps import facts_of
@@ -55,21 +55,36 @@ class Profiler:
         self._calibrations = calibrations or {}
         self._num_devices = len(identity.names)
         self._devices: list[DeviceFacts] = []
-        self._links: list[LinkMeasured] = []
+        self._links: dict[int, LinkMeasured] = {}
         self._requests = list(before.requests) if before is not None else []
         self._skipped: list[str] = []
         self._powers: list[Power] = []
         self._is_complete = False
 
-    def look_around(self) -> None:
-        """The devices and their links. PeerError when a device is not there: all of them are needed once."""
-        here = self._engine.on_device_thread(lambda _: facts())  # on the thread that computes, with its own settings
-        self._devices = [facts_of(self._identity.names[0], here)]
+    def look_around(self) -> tuple[int, ...]:
+        """The devices and their links; those of them that can be measured."""
+        engine = self._engine
+        # on the thread that computes, with its own settings
+        here = engine.on_device_thread(lambda _: facts(engine.computes_on))
+        self._devices = [facts_of(name, {}) for name in self._identity.names]
+        self._devices[0] = facts_of(self._identity.names[0], here)
+        reached = [0]
         for device in range(1, self._num_devices):
-            found = self._engine.on_device_thread(partial(ask, device=device, what="facts"))
-            self._devices.append(facts_of(self._identity.names[device], found))
-        for device in range(1, self._num_devices):
-            self._links.append(self._engine.on_device_thread(partial(measure_link, device=device)))
+            name = self._identity.names[device]
+            try:
+                found = self._engine.on_device_thread(partial(ask, device=device, what="facts"))
+                self._links[device] = self._engine.on_device_thread(partial(measure_link, device=device))
+            except PeerError as exc:
+                self._skipped.append(f"all that needs {name}: {exc}")
+                continue
+            self._devices[device] = facts_of(name, found)
+            reached.append(device)
+        return tuple(reached)
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether there is anything to keep."""
+        return bool(self._requests)
 
     def forget_changed(self, before: PerformanceMap) -> None:
         """Drops what was measured with a device that is not what it was. Links are measured anew in any case."""
@@ -82,16 +97,17 @@ class Profiler:
             one for one in self._requests if not changed & {part.device for part in one.parts if part.compute_s}
         ]
 
-    def run(self, points: Sequence[Point], *, until_s: float, done: Callable[[int], object]) -> None:
+    def run(self, sweep: Sweep, *, until_s: float, done: Callable[[int], object]) -> None:
         """Measures the points that are not measured yet; ``until_s`` in seconds of time.monotonic. ``done`` is told of
         each forward pass."""
         have = {(one.plan, one.batch, one.num_tokens) for one in self._requests}
         too_large: dict[object, int] = {}
-        for point in points:
+        self._skipped += [f"{_what(point)}: more forward passes than one sweep makes" for point in sweep.left_out]
+        for point in sweep.points:
             if (point.plan, point.batch, point.num_tokens) in have:
                 done(point.num_passes)
                 continue
-            what = f"{point.plan.strategy} {point.plan.codec}, batch {point.batch}, {point.num_tokens} tokens"
+            what = _what(point)
             limit = too_large.get(point.plan)
             if limit is not None and point.batch >= limit:
                 self._skipped.append(f"{what}: batch {limit} needed more memory than there is")
@@ -118,7 +134,8 @@ class Profiler:
     def result(self) -> PerformanceMap:
         """The map of what was measured. InputError where that is too little."""
         spec, dtype = self._engine.spec, self._engine.dtype
-        costs = fit(spec, dtype, self._num_devices, self._requests, self._links, self._powers)
+        links = tuple(self._links.values())
+        costs = fit(spec, dtype, self._num_devices, self._requests, links, self._powers)
         return PerformanceMap(
             fingerprint=self._identity.fingerprint,
             model=spec,
@@ -126,7 +143,7 @@ class Profiler:
             cluster=self._identity.cluster,
             devices=tuple(self._devices),
             requests=tuple(self._requests),
-            links=tuple(self._links),
+            links=links,
             costs=costs,
             skipped=tuple(self._skipped),
             is_complete=self._is_complete,
@@ -153,6 +170,15 @@ class Profiler:
             total_s=tuple(trace.total_s for trace in traces),
             parts=tuple(_part(traces, index) for index in range(len(traces[0].devices))),
         )
+
+
+def _what(point: Point) -> str:
+    """A point, as people are told of it."""
+    plan = point.plan
+    used = [device for device, share in enumerate(plan.shares) if share]
+    name = f"{plan.strategy} {plan.codec}" if plan.strategy == "sequence" else plan.strategy
+    where = f" over {', '.join(map(str, used))}" if plan.num_devices > 1 else ""
+    return f"{name}{where}, batch {point.batch}, {point.num_tokens} tokens"
 
 
 class _Disturbed(PeerError):

@@ -91,7 +91,7 @@ class Worker:
         self._calibrations: dict[str, Calibration] = {}
         self._order_number: int | None = None  # of the order by which the model was loaded
         transport.forgets_with_coordinator = stays
-        serve_probe(transport)
+        serve_probe(transport, lambda: "" if self._model is None else self._model.device.type)
 
     def serve(self) -> None:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""

@@ -32,6 +32,8 @@ class DeviceFacts:
     hardware: str
     """Such as "aarch64, Cortex-A76, 4 cores, 2400 MHz"."""
     num_threads: int
+    computes_on: str = ""
+    """"cpu" or "cuda"."""
     power_mode: str = ""
     versions: str = ""
 
@@ -82,6 +84,7 @@ class DeviceCosts:
     """Seconds that a device's work takes: sums of `DeviceWork` features, each times one of these."""
 
     compute: tuple[float, ...]
+    """Empty where nothing was measured."""
     wire: tuple[float, ...]
     codecs: Mapping[str, tuple[float, ...]]
     """By the codec's name. A codec that was not measured is not here, and not used."""
@@ -116,6 +119,11 @@ class Costs:
         if len(self.links) != len(self.devices) - 1:
             raise InputError(f"costs of {len(self.devices)} devices and {len(self.links)} links do not fit together")
 
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """The devices that are known: one that could not be reached has no costs, and is not used."""
+        return tuple(index for index, device in enumerate(self.devices) if device.compute)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerformanceMap:
@@ -145,7 +153,7 @@ class PerformanceMap:
     @property
     def codecs(self) -> tuple[str, ...]:
         """Those whose time was measured on every device."""
-        first, *others = self.costs.devices
+        first, *others = (self.costs.devices[index] for index in self.costs.measured)
         return tuple(codec for codec in first.codecs if all(codec in device.codecs for device in others))
 
     def to_json(self) -> dict[str, Any]:
@@ -193,7 +201,9 @@ class PerformanceMap:
             return f"it was measured on another cluster ({', '.join(device.name for device in self.devices)})"
         for index, now in devices.items():
             then = self.devices[index]
-            for name in ("hardware", "num_threads", "power_mode"):
+            if index not in self.costs.measured:
+                continue
+            for name in ("hardware", "computes_on", "num_threads", "power_mode"):
                 if getattr(now, name) != getattr(then, name):
                     what = name.replace("_", " ")
                     return f"{what} of {then.name} was {getattr(then, name)!r}, and is {getattr(now, name)!r}"
