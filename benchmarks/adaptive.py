@@ -1,10 +1,18 @@
 """Is plan `auto` right? The published study on emulated devices, repeated and compared: `make reproduce-adaptive`.
 
-Two emulated devices of one core each (`edgeprism lab`), ViT-B/16 geometry with random weights: times and bytes do not
-depend on their values. Every case begins with `edgeprism profile`'s sweep, and its ways of running take turns. `table`:
-every batch at 400 Mbit/s; `bandwidth`: 20 to 1000 Mbit/s; `sudden`: the rate falls in the middle of a request; `trace`:
-it changes every few seconds under a closed loop; `unequal`: one core against a quarter. The baseline is full-tensor
-exchange over gloo, without overlap. Needs root. `--case` does one; what others gave stays in the file.
+Emulated devices of one core each (`edgeprism lab`) unless a case says otherwise, ViT-B/16 geometry with random
+weights: times and bytes do not depend on their values. Cases that share a cluster run on one that is profiled once, as
+`edgeprism profile` does it, and their ways of running take turns:
+
+    table       every batch at 400 Mbit/s               bandwidth   20 to 1000 Mbit/s
+    slow        1 to 10 Mbit/s                          sudden      the rate falls in the middle of a request
+    trace       it changes every few seconds            grid        BERT-Base: batch x rate x length x accuracy budget
+    unequal     one core against a quarter              delay       2 ms on every link
+    bfloat16    in bfloat16                             staging     with emulated copies to an accelerator
+    three, four devices, each of 0.4 of a core
+
+The baseline is full-tensor exchange over gloo, without overlap. Needs root. `--case` does one; what others gave stays
+in the file.
 """
 
 from __future__ import annotations
@@ -17,98 +25,44 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.adapting.cluster import run
+from benchmarks.adapting.cluster import Emulated, run
+from benchmarks.adapting.losses import PUBLISHED_LOSS, measured_loss
 from benchmarks.report import RESULTS, arguments, commit, record
+from edgeprism.specs.staging import PUBLISHED as PUBLISHED_STAGING
 
-FIXED = ["local", "gloo exact", "sequence exact", "sequence means:3.3", "sequence means:4.95", "sequence means:9.9"]
-FIXED += ["sequence int8", "replica"]
+MEANS = ["means:3.3", "means:4.95", "means:9.9"]
+CODECS = [*MEANS, "int8", "kv:int8", "int4"]
+FIXED = ["local", "gloo exact", "sequence exact", *(f"sequence {codec}" for codec in MEANS), "sequence int8", "replica"]
 WAYS = [*FIXED, "auto", "auto, exact plans", "table"]
-WITHOUT_GLOO = [way for way in WAYS if way != "gloo exact"]
-USUAL: dict[str, Any] = {"dtype": "float32", "gloo": "gloo:blocking", "minutes": 6, "max_batch": 32}
+FEWER = ["local", "gloo exact", "sequence exact", "sequence means:9.9", "sequence int8", "replica"]
+FEWER += ["auto", "auto, exact plans"]
+WITHOUT_GLOO = [way for way in FEWER if way != "gloo exact"]
+BUDGET = 2.5
+"""Points: the published `means:9.9` is within it."""
 RATES = (400, 20, 800, 50, 5, 200, 800, 10, 100, 400, 20, 600)
 STEPS = [(5 * i, rate) for i, rate in enumerate(RATES)]
 ON_THE_TRACE = ["auto", "local", "replica", "sequence means:9.9", "sequence int8", "sequence exact"]
 
-
-def table(settings: dict[str, Any]) -> dict[str, Any]:
-    """Every batch at 400 Mbit/s."""
-    given = {**settings, "batches": settings.get("batches", [1, 2, 4, 8, 16, 32]), "ways": WAYS}
-    return run("table", given, speeds=(1.0, 1.0), rate_mbit=400, delay_ms=0, has_gloo=True, **_checked(settings))
-
-
-def bandwidth(settings: dict[str, Any]) -> dict[str, Any]:
-    """Batch 1 and 8 at many rates."""
-    rates = [20.0, 50.0, 100.0, 200.0, 400.0, 700.0, 1000.0]
-    given = {"rates": rates, "batches": [1, 8], **settings, "ways": WAYS, "max_batch": 8}
-    return run("bandwidth", given, speeds=(1.0, 1.0), rate_mbit=400, delay_ms=0, has_gloo=True, **_checked(settings))
+GRID_CODECS = ["int8", "rot+int4", "int4", "means:4.95", "means:9.9"]
+GRID_FIXED = ["local", "sequence exact", *(f"sequence {codec}" for codec in GRID_CODECS), "replica"]
+BUDGETS = (0.0, 1.0, 5.0)
+GRID_WAYS = [*GRID_FIXED, *(f"auto, {points:g} points" for points in BUDGETS)]
 
 
-def sudden(settings: dict[str, Any]) -> dict[str, Any]:
-    """400 to 20 Mbit/s in the middle of a request."""
-    given = {"repeats": 7, **settings, "rates": [400.0, 20.0], "max_batch": 4}
-    return run("sudden", given, speeds=(1.0, 1.0), rate_mbit=400, delay_ms=0, **_checked(settings))
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """``measure``: what device 0 does (`benchmarks.adapting.device0`), and with what."""
 
-
-def trace(settings: dict[str, Any]) -> dict[str, Any]:
-    """A minute in which the rate changes every five seconds."""
-    given = {"steps": STEPS, "seconds": 60, **settings, "batch": 1, "ways": ON_THE_TRACE, "max_batch": 4}
-    return run("trace", given, speeds=(1.0, 1.0), rate_mbit=400, delay_ms=0, **_checked(settings))
-
-
-def unequal(settings: dict[str, Any]) -> dict[str, Any]:
-    """One core against a quarter of one."""
-    given = {"batches": [1, 8], **settings, "ways": ["local", "replica", "sequence exact", "auto", "auto, exact plans"]}
-    given["max_batch"] = 8
-    return run("table", given, speeds=(1.0, 0.25), rate_mbit=400, delay_ms=0, **_checked(settings))
-
-
-CASES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "table": table,
-    "bandwidth": bandwidth,
-    "sudden": sudden,
-    "trace": trace,
-    "unequal": unequal,
-}
-
-
-def main() -> int:
-    """Measures, and writes benchmarks/results/adaptive.json and .csv."""
-    parser = arguments(__doc__)
-    parser.add_argument("--case", choices=CASES, action="append", help="only this one (default: all)")
-    args = parser.parse_args()
-    if os.geteuid():
-        print("adaptive: emulated devices need root", file=sys.stderr)
-        return 2
-    with tempfile.TemporaryDirectory(prefix="edgeprism-model-") as folder:
-        settings = {**USUAL, "model": make_model(Path(folder), is_small=args.smoke)}
-        if args.smoke:
-            settings |= {"batches": [1], "max_batch": 1, "minutes": 0.2, "is_checked": False}
-            record("adaptive", {"table": table(settings)}, settings, smoke=True)
-            return 0
-        for name in args.case or CASES:
-            print(f"adaptive: {name}", file=sys.stderr)
-            found = CASES[name](settings)
-            cases = {**_so_far(), name: {"commit": commit(), **found, "summary": SUMMARIES[name](found)}}
-            record("adaptive", cases, {**USUAL, "model": "ViT-B/16, random weights", "steps": STEPS})
-            write_csv(cases, RESULTS / "adaptive.csv")
-            print(json.dumps(cases[name]["summary"], indent=1))
-    return 0
-
-
-def make_model(folder: Path, *, is_small: bool) -> str:
-    """A directory with ViT-B/16, or a tiny one."""
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
-    config = ViTConfig(num_labels=10, **(small if is_small else {}))
-    directory = folder / ("vit-tiny" if is_small else "vit-b16")
-    ViTForImageClassification(config).eval().save_pretrained(directory)
-    return str(directory)
+    emulated: Emulated
+    given: dict[str, Any]
+    summary: Callable[[dict[str, Any]], dict[str, Any]]
+    measure: str = "compare"
+    profile: dict[str, Any] = field(default_factory=dict)
+    """Codecs to profile, the accuracy budget, what codecs cost: the same for all cases of a cluster."""
 
 
 def ratios(rows: dict[str, Any], to: str = "local") -> dict[str, dict[str, float]]:
@@ -118,8 +72,9 @@ def ratios(rows: dict[str, Any], to: str = "local") -> dict[str, dict[str, float
     }
 
 
-def summary_of_table(found: dict[str, Any]) -> dict[str, Any]:
-    """Ratios to one device and to gloo, and what auto chose."""
+def summary_of_rows(found: dict[str, Any]) -> dict[str, Any]:
+    """Ratios to one device, to gloo, to the published policy and to the best fixed plan; what auto chose; how far
+    predictions were off where the profiler had not measured; joules."""
     rows = found["rows"]
     summary: dict[str, Any] = {"over local": ratios(rows)}
     if all("gloo exact" in row for row in rows.values()):
@@ -130,16 +85,58 @@ def summary_of_table(found: dict[str, Any]) -> dict[str, Any]:
         summary["auto over table"] = {
             name: round(_median(row["auto"]) / _median(row["table"]), 3) for name, row in rows.items()
         }
-    fixed = {
-        name: {way: one for way, one in row.items() if not way.startswith(("auto", "table", "gloo"))}
+    summary["auto over the best fixed plan"] = {
+        name: round(_median(row["auto"]) / min(_median(one) for way, one in row.items() if _is_fixed(way)), 3)
         for name, row in rows.items()
     }
-    summary["auto over the best fixed plan"] = {
-        name: round(_median(rows[name]["auto"]) / min(map(_median, row.values())), 3) for name, row in fixed.items()
+    for way in ("auto", "auto, exact plans"):
+        summary[f"{way}: ran"] = {name: row[way]["plan"] for name, row in rows.items()}
+    if all("auto, energy" in row for row in rows.values()):
+        summary["joules a request of auto for energy, % less than gloo (estimated)"] = {
+            name: round(100 * (1 - row["auto, energy"]["joules"] / row["gloo exact"]["joules"]), 1)
+            for name, row in rows.items()
+        }
+    return summary | prediction_errors(rows)
+
+
+def prediction_errors(rows: dict[str, Any]) -> dict[str, Any]:
+    """Of fixed plans at points that the profiler had not measured: predicted over measured, less 1."""
+    off = sorted(
+        abs(one["predicted_s"] / _median(one) - 1)
+        for row in rows.values()
+        for one in row.values()
+        if "predicted_s" in one and not one["was_profiled"]
+    )
+    if not off:
+        return {}
+    return {
+        "predictions where nothing was profiled": {
+            "n": len(off), "median": round(statistics.median(off), 4), "worst": round(off[-1], 3),
+        }
+    }  # fmt: skip
+
+
+def summary_of_grid(found: dict[str, Any]) -> dict[str, Any]:
+    """`auto` over the best fixed plan that keeps the budget, at each point."""
+    over_best, over_local, losses = {}, {}, {"exact": 0.0, **measured_loss()}
+    for name, row in found["rows"].items():
+        for points in BUDGETS:
+            allowed = [
+                way
+                for way in GRID_FIXED
+                if not way.startswith("sequence") or losses.get(way.partition(" ")[2], 101) <= points
+            ]
+            took_s = _median(row[f"auto, {points:g} points"])
+            over_best[f"{name}/{points:g}"] = round(took_s / min(_median(row[way]) for way in allowed), 3)
+            over_local[f"{name}/{points:g}"] = round(took_s / _median(row["local"]), 3)
+    return {
+        "points": len(over_best),
+        "auto over the best fixed plan": over_best,
+        "median": round(statistics.median(over_best.values()), 3),
+        "worst": max(over_best.values()),
+        "auto over local, worst": max(over_local.values()),
+        **prediction_errors(found["rows"]),
     }
-    summary["auto ran"] = {name: row["auto"]["plan"] for name, row in rows.items()}
-    summary["auto ran, exact plans"] = {name: row["auto, exact plans"]["plan"] for name, row in rows.items()}
-    return summary
 
 
 def summary_of_sudden(found: dict[str, Any]) -> dict[str, Any]:
@@ -181,35 +178,140 @@ def _by_step(requests: list[list[Any]], edges: list[int]) -> list[float]:
     return [round(count, 2) for count in counts]
 
 
-SUMMARIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "table": summary_of_table,
-    "bandwidth": summary_of_table,
-    "sudden": summary_of_sudden,
-    "trace": summary_of_trace,
-    "unequal": summary_of_table,
-}
+USUAL = Emulated()
+
+
+def _compare(emulated: Emulated, ways: list[str], batches: list[int], **given: Any) -> Case:
+    settings = {"ways": ways, "batches": batches, "key": "{batch}", **given}
+    return Case(emulated=emulated, given=settings, summary=summary_of_rows, profile={"max_batch": max(batches)})
+
+
+CASES: dict[str, Case] = {
+    "table": _compare(USUAL, [*WAYS, "auto, energy"], [1, 2, 4, 8, 16, 32]),
+    "sudden": Case(
+        emulated=USUAL, measure="sudden", given={"repeats": 7, "rates": [400.0, 20.0]}, summary=summary_of_sudden
+    ),
+    "trace": Case(
+        emulated=USUAL,
+        measure="trace",
+        given={"steps": STEPS, "seconds": 60, "batch": 1, "ways": ON_THE_TRACE},
+        summary=summary_of_trace,
+    ),
+    "slow": _compare(
+        USUAL, ["local", "auto", "auto, exact plans"], [1, 8], rates=[1.0, 2.0, 5.0, 10.0], key="{rate:g}/{batch}"
+    ),
+    "bandwidth": _compare(
+        USUAL, WAYS, [1, 8], rates=[20.0, 50.0, 100.0, 200.0, 400.0, 700.0, 1000.0], key="{rate:g}/{batch}"
+    ),
+    "grid": Case(
+        emulated=Emulated(model="bert"),
+        given={
+            "ways": GRID_WAYS, "rates": [20.0, 100.0, 400.0, 1000.0], "lengths": [64, 197, 384], "batches": [1, 4],
+            "key": "{rate:g}/{tokens}/{batch}", "repeats": 3,
+        },
+        summary=summary_of_grid,
+        profile={"max_batch": 8, "codecs": GRID_CODECS, "budgets": BUDGETS},
+    ),
+    "unequal": _compare(
+        Emulated(speeds=(1.0, 0.25)), ["local", "replica", "sequence exact", "auto", "auto, exact plans"], [1, 8]
+    ),
+    "delay": _compare(Emulated(delay_ms=2.0), FEWER, [1, 8]),
+    "bfloat16": _compare(Emulated(dtype="bfloat16"), FEWER, [1, 8, 32]),
+    "staging": _compare(Emulated(staging=PUBLISHED_STAGING), FEWER, [1, 8, 32]),
+    "three": _compare(Emulated(speeds=(0.4,) * 3), WITHOUT_GLOO, [1, 8]),
+    "four": _compare(Emulated(speeds=(0.4,) * 4), WITHOUT_GLOO, [1, 8]),
+}  # fmt: skip
+
+
+def main() -> int:
+    """Measures, and writes benchmarks/results/adaptive.json and .csv."""
+    parser = arguments(__doc__)
+    parser.add_argument("--case", choices=CASES, action="append", help="only this one (default: all)")
+    args = parser.parse_args()
+    if os.geteuid():
+        print("adaptive: emulated devices need root", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="edgeprism-model-") as folder:
+        if args.smoke:
+            small = _compare(USUAL, WAYS, [1])
+            document = measure({"table": small}, Path(folder), is_small=True)
+            record("adaptive", document, {}, smoke=True)
+            return 0
+        names = args.case or list(CASES)
+        for emulated in dict.fromkeys(CASES[name].emulated for name in names):
+            wanted = {name: CASES[name] for name in names if CASES[name].emulated == emulated}
+            print(f"adaptive: {', '.join(wanted)}", file=sys.stderr)
+            cases = {**_so_far(), **measure(wanted, Path(folder))}
+            record("adaptive", cases, {"models": "ViT-B/16 and BERT-Base, random weights", "steps": STEPS})
+            write_csv(cases, RESULTS / "adaptive.csv")
+            for name in wanted:
+                print(json.dumps({name: cases[name]["summary"]}, indent=1))
+    return 0
+
+
+def measure(cases: dict[str, Case], folder: Path, *, is_small: bool = False) -> dict[str, Any]:
+    """All cases of one cluster. The first one keeps what the profiler said; the others name it."""
+    first, *others = cases
+    emulated = cases[first].emulated
+    profiles = [case.profile for case in cases.values()]
+    settings: dict[str, Any] = {
+        "model": make_model(folder, emulated.model, is_small=is_small),
+        "gloo": "gloo:blocking",
+        "minutes": 0.2 if is_small else 6,
+        "codecs": CODECS,
+        "budget": BUDGET,
+        "losses": PUBLISHED_LOSS if emulated.model == "vit" else measured_loss(),
+        **profiles[0],
+        "max_batch": max([profile.get("max_batch", 4) for profile in profiles]),
+    }
+    wanted = [(case.measure, case.given) for case in cases.values()]
+    found = run(emulated, wanted, settings, is_checked=not is_small)
+    made: dict[str, Any] = {}
+    for (name, case), rows in zip(cases.items(), found["cases"], strict=True):
+        made[name] = {"commit": commit(), **rows, "summary": case.summary(rows)}
+    made[first] |= {key: found[key] for key in ("profile", "lab", "relay_cpu_s")}
+    for name in others:
+        made[name]["profile of"] = first
+    return made
+
+
+def make_model(folder: Path, kind: str, *, is_small: bool) -> str:
+    """A directory with ViT-B/16 or BERT-Base, or a tiny one."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    given = small if is_small else {}
+    directory = folder / (f"{kind}-tiny" if is_small else f"{kind}-base")
+    if kind == "bert":
+        model = BertForSequenceClassification(BertConfig(num_labels=2, **given))
+    else:
+        model = ViTForImageClassification(ViTConfig(num_labels=10, **given))
+    model.eval().save_pretrained(directory)
+    return str(directory)
 
 
 def write_csv(cases: dict[str, Any], path: Path) -> None:
-    """A line for each way in each row: case, row, way, plan, n, median and p95 in seconds."""
+    """A line for each way in each row: case, row, way, plan, n, median, quartiles and p95 in seconds."""
     with path.open("w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(["case", "row", "way", "plan", "n", "median_s", "p95_s", "bytes_sent"])
+        lines.writerow(["case", "row", "way", "plan", "n", "median_s", "p25_s", "p75_s", "p95_s", "bytes_sent"])
         for case, found in cases.items():
             for row, ways in found.get("rows", {}).items():
                 for way, one in ways.items():
-                    seconds = sorted(one["seconds"])
-                    p95 = seconds[min(len(seconds) - 1, round(0.95 * (len(seconds) - 1)))]
-                    values = (len(seconds), f"{_median(one):.5f}", f"{p95:.5f}", one["bytes_sent"])
-                    lines.writerow([case, row, way, one["plan"], *values])
+                    low, _, high = statistics.quantiles(one["seconds"], n=4, method="inclusive")
+                    p95 = statistics.quantiles(one["seconds"], n=20, method="inclusive")[-1]
+                    times = (f"{value:.5f}" for value in (_median(one), low, high, p95))
+                    lines.writerow([case, row, way, one["plan"], len(one["seconds"]), *times, one["bytes_sent"]])
+
+
+def _is_fixed(way: str) -> bool:
+    return not way.startswith(("auto", "table", "gloo"))
 
 
 def _median(one: dict[str, Any]) -> float:
     return statistics.median(one["seconds"])
-
-
-def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    return {"is_checked": settings.get("is_checked", True)}
 
 
 def _so_far() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,33 @@ from edgeprism.specs.staging import StagingCost
 STORE_PORT = 29400
 
 
-def devices(speeds: Sequence[float], rate_mbit: float, delay_ms: float) -> list[LabDevice]:
-    """One for each speed, all on such links."""
-    return [
-        LabDevice(name=f"device{index}", rate_mbit=rate_mbit, delay_ms=delay_ms, speed=speed)
-        for index, speed in enumerate(speeds)
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulated:
+    """A cluster of emulated devices, and what runs on it. ``model``: "vit" or "bert"."""
+
+    speeds: tuple[float, ...] = (1.0, 1.0)
+    rate_mbit: float = 400.0
+    delay_ms: float = 0.0
+    staging: StagingCost | None = None
+    dtype: str = "float32"
+    model: str = "vit"
+
+    def devices(self) -> list[LabDevice]:
+        """One for each speed, all on such links."""
+        return [
+            LabDevice(name=f"device{index}", rate_mbit=self.rate_mbit, delay_ms=self.delay_ms, speed=speed)
+            for index, speed in enumerate(self.speeds)
+        ]
 
 
 def run(
-    case: str,
-    settings: dict[str, Any],
-    *,
-    speeds: Sequence[float],
-    rate_mbit: float,
-    delay_ms: float,
-    staging: StagingCost | None = None,
-    has_gloo: bool = False,
-    is_checked: bool = True,
+    emulated: Emulated, cases: Sequence[tuple[str, dict[str, Any]]], settings: dict[str, Any], *, is_checked: bool
 ) -> dict[str, Any]:
-    """What `benchmarks.adapting.device0` gives for a case on such a cluster; the lab's own check with it."""
+    """What `benchmarks.adapting.device0` gives for these cases, one after the other on one cluster, which is profiled
+    once; the lab's own check with it. ``cases``: what device 0 does, and with what."""
     with (
         tempfile.TemporaryDirectory(prefix="edgeprism-adaptive-") as folder,
-        Lab(devices(speeds, rate_mbit, delay_ms), staging=staging, share_cores=len(speeds) > 2) as lab,
+        Lab(emulated.devices(), staging=emulated.staging) as lab,
     ):
         directory = Path(folder)
         report = lab.check() if is_checked else None
@@ -47,18 +52,23 @@ def run(
             report.require()
         cluster = lab.write_cluster(directory)
         lab.start_workers(directory)
-        store = f"{lab.address(0)}:{STORE_PORT}"
-        if has_gloo:
-            for rank in range(1, len(speeds)):
+        store = ""
+        if any("gloo exact" in given.get("ways", ()) for _, given in cases):
+            store = f"{lab.address(0)}:{STORE_PORT}"
+            for rank in range(1, len(emulated.speeds)):
                 argv = [
                     sys.executable, "-m", "edgeprism", "worker", "--transport", "gloo", "--store", store,
-                    "--rank", str(rank), "--devices", str(len(speeds)),
+                    "--rank", str(rank), "--devices", str(len(emulated.speeds)),
                 ]  # fmt: skip
                 lab.popen(rank, argv, stderr=subprocess.DEVNULL)
-        given = {**settings, "cluster": str(cluster), "store": store if has_gloo else "", "out": f"{folder}/out.json"}
-        argv = [sys.executable, "-m", "benchmarks.adapting.device0", case, json.dumps(given)]
+        given = {
+            **settings, "cases": cases, "cluster": str(cluster), "store": store, "out": f"{folder}/out.json",
+            "dtype": emulated.dtype, "rate_mbit": emulated.rate_mbit,
+        }  # fmt: skip
+        (directory / "given.json").write_text(json.dumps(given))
+        argv = [sys.executable, "-m", "benchmarks.adapting.device0", str(directory / "given.json")]
         measuring = lab.popen(0, argv)
         if measuring.wait():
-            raise SystemExit(f"adaptive: {case} failed on device 0")
+            raise SystemExit(f"adaptive: {', '.join(name for name, _ in cases)} failed on device 0")
         found: dict[str, Any] = json.loads(Path(given["out"]).read_text())
         return {**found, "lab": None if report is None else report.to_json(), "relay_cpu_s": lab.relay_cpu_s()}

@@ -1,4 +1,7 @@
-"""One case of `benchmarks.adaptive`, as a process on device 0 of the lab: python -m benchmarks.adapting.device0."""
+"""Cases of `benchmarks.adaptive`, as one process on device 0 of the lab: it profiles, then runs one after the other.
+
+python -m benchmarks.adapting.device0 FILE    FILE: a JSON object, as `benchmarks.adapting.cluster` writes it
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from typing import Any
 import torch
 
 import edgeprism
-from benchmarks.adapting.losses import PUBLISHED_LOSS
 from edgeprism.lab.lab import Lab
 from edgeprism.models.manifest import fingerprint
 from edgeprism.policy.choose import describe
+from edgeprism.policy.network import Network
+from edgeprism.policy.predict import predict
 from edgeprism.profiler.fit import errors
 from edgeprism.profiler.sweep import BATCHES, sweep
 from edgeprism.runtime.auto import AutoSettings
@@ -26,11 +30,10 @@ from edgeprism.runtime.maps import write
 from edgeprism.runtime.profiling import Identity, Profiler, example
 from edgeprism.specs.accuracy import AccuracyFile, AccuracyRecord
 from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.model import element_bytes_of
 from edgeprism.specs.performance_map import PerformanceMap
 from edgeprism.specs.plan import Plan
 
-CODECS = ("means:3.3", "means:4.95", "means:9.9", "int8", "kv:int8", "int4")
-BUDGET = 2.5
 MBIT = 1e6 / 8
 
 
@@ -43,6 +46,8 @@ class Bench:
         self.model, self.dtype = given["model"], given["dtype"]
         self.cluster = stack.enter_context(edgeprism.Cluster.from_file(given["cluster"], require_all=True))
         self.num_devices = self.cluster.num_devices
+        self.rate_mbit = given["rate_mbit"]
+        self.map: PerformanceMap | None = None
         self.folder = Path(given["cluster"]).parent
         self.engine = stack.enter_context(
             load(self.model, cluster=self.cluster, plan="local", dtype=self.dtype)
@@ -66,14 +71,15 @@ class Bench:
         identity = Identity(
             fingerprint=fingerprint(Path(self.model)), cluster=self.cluster.key, names=self.cluster.names
         )
-        codecs = [CodecSpec.parse(name) for name in CODECS]
+        codecs = [CodecSpec.parse(name) for name in self.given["codecs"]]
         profiler = Profiler(self.engine, identity)
         reached = profiler.look_around()
-        wanted = sweep(self.engine.spec, reached, self.num_devices, codecs, batches=batches)
+        lengths = None if self.engine.spec.is_vision else (128, 32, 512)
+        wanted = sweep(self.engine.spec, reached, self.num_devices, codecs, batches=batches, lengths=lengths)
         profiler.measure_powers(wanted.points[0].num_tokens)
         began_s = time.monotonic()
         profiler.run(wanted, until_s=began_s + 60 * minutes, done=_Progress("profile", wanted.num_passes))
-        found = profiler.result()
+        self.map = found = profiler.result()
         write(self.map_path, found)
         self._write_accuracy(found)
         off = [abs(error) for error in errors(found.costs, found.model, found.dtype, found.requests)]
@@ -112,37 +118,87 @@ class Bench:
 
         ways: dict[str, Callable[[], Engine]] = {"local": fixed(Plan.local())}
         ways |= {name: (lambda one=one: one) for name, one in self.gloo.items()}
-        even = {name: Plan.even("sequence", self.num_devices, CodecSpec.parse(name)) for name in ("exact", *CODECS)}
+        even = {
+            name: Plan.even("sequence", self.num_devices, CodecSpec.parse(name))
+            for name in ("exact", *self.given["codecs"])
+        }
         ways |= {f"sequence {name}": fixed(plan) for name, plan in even.items()}
         ways["replica"] = fixed(Plan.even("replica", self.num_devices))
-        ways["auto"] = auto(self.auto(max_accuracy_drop=BUDGET))
+        budget = self.given["budget"]
+        ways["auto"] = auto(self.auto(max_accuracy_drop=budget))
         ways["auto, exact plans"] = auto(self.auto())
-        ways["auto, energy"] = auto(self.auto(max_accuracy_drop=BUDGET, objective="energy"))
-        ways["table"] = auto(self.auto(max_accuracy_drop=BUDGET, policy="table"))
+        ways["auto, energy"] = auto(self.auto(max_accuracy_drop=budget, objective="energy"))
+        ways["table"] = auto(self.auto(max_accuracy_drop=budget, policy="table"))
+        for points in self.given.get("budgets", ()):
+            ways[f"auto, {points:g} points"] = auto(self.auto(max_accuracy_drop=points))
         return ways
 
     def turns(self, names: list[str], batch: int, repeats: int, *, num_tokens: int = 0) -> dict[str, dict[str, Any]]:
         """Each way in turn, ``repeats`` times after two that are not counted; seconds, and what ran."""
         ways, inputs = self.ways(), example(self.engine, batch, num_tokens or 197)
+        num_warm = 2 if batch <= 4 else 1
         seconds: dict[str, list[float]] = {name: [] for name in names}
+        joules: dict[str, list[float]] = {name: [] for name in names}
         traces: dict[str, Any] = {}
-        for turn in range(repeats + 2):
+        for turn in range(repeats + num_warm):
             for name in names:
                 engine = ways[name]()
                 began_s = time.perf_counter()
                 engine(**inputs)
-                if turn >= 2:
-                    seconds[name].append(time.perf_counter() - began_s)
+                took_s = time.perf_counter() - began_s
                 traces[name] = engine.last_trace
-        return {name: {"seconds": seconds[name], **_said(traces[name])} for name in names}
+                if turn >= num_warm:
+                    seconds[name].append(took_s)
+                    joules[name].append(self._joules(traces[name], took_s))
+        return {
+            name: {
+                "seconds": seconds[name],
+                "joules": statistics.median(joules[name]),
+                **_said(traces[name]),
+                **self._predicted(traces[name], name),
+            }
+            for name in names
+        }
+
+    def _joules(self, trace: Any, took_s: float) -> float:
+        """Estimated: each device's watts, as the map has them, times the seconds that it was busy; all devices of the
+        cluster, those that only wait included."""
+        assert self.map is not None
+        devices = self.map.costs.devices
+        idle = took_s * sum(device.idle_w for device in devices)
+        for part in trace.devices:
+            costs = devices[part.device]
+            busy_s = part.compute_s + part.codec_s + part.staging_s + part.wire_s
+            idle += costs.busy_w * busy_s + costs.joules_per_megabyte * part.bytes_sent / 1e6
+        return idle
+
+    def _predicted(self, trace: Any, name: str) -> dict[str, Any]:
+        """What the map says of a fixed plan at the rate of now, and whether just that was measured for the map."""
+        if name.startswith(("auto", "table", "gloo")):
+            return {}
+        assert self.map is not None
+        network = Network.measured(self.map.costs)
+        for link in network.links:
+            network = network.with_rate(link.device, link.bytes_per_s * self.rate_mbit / self.given["rate_mbit"])
+        found = predict(
+            self.map.costs, self.map.model, trace.plan, batch=trace.batch, num_tokens=trace.num_tokens,
+            element_bytes=element_bytes_of(self.dtype), network=network,
+        )  # fmt: skip
+        was_profiled = self.rate_mbit == self.given["rate_mbit"] and any(
+            (one.plan.strategy, one.plan.codec, one.batch, one.num_tokens)
+            == (trace.plan.strategy, trace.plan.codec, trace.batch, trace.num_tokens)
+            for one in self.map.requests
+        )
+        return {"predicted_s": found.total_s, "was_profiled": was_profiled}
 
     def set_rate(self, rate_mbit: float) -> None:
         """Of every link, and the moment that buckets need to be empty."""
         self.lab.set_rate(None, rate_mbit)
+        self.rate_mbit = rate_mbit
         time.sleep(0.2)
 
     def _write_accuracy(self, found: PerformanceMap) -> None:
-        """The published losses, for models with random weights."""
+        """The losses that were given: the weights are random."""
         records = [
             AccuracyRecord(
                 model=found.fingerprint, codec=name, shares=(1 / self.num_devices,) * self.num_devices,
@@ -150,7 +206,7 @@ class Bench:
                 num_alone=0, exact=0.9801, value=0.9801 - loss / 100, low=-loss / 100, high=-loss / 100,
                 agreement=None, relative_bytes=0.1,
             )
-            for name, loss in PUBLISHED_LOSS.items()
+            for name, loss in self.given["losses"].items()
         ]  # fmt: skip
         self.accuracy_path.write_text(json.dumps(AccuracyFile(records=tuple(records)).to_json()))
 
@@ -180,34 +236,26 @@ class _Progress:
         print(f"\r{self._what} {self._done}/{self._total}", end="", file=sys.stderr, flush=True)
 
 
-def table(bench: Bench) -> dict[str, Any]:
-    """The published table: every batch, every way, at one rate."""
-    given = bench.given
-    rows = {}
-    for batch in given["batches"]:
-        print(f"\rbatch {batch}", end="", file=sys.stderr, flush=True)
-        rows[str(batch)] = bench.turns(given["ways"], batch, 7 if batch == 1 else 5 if batch <= 4 else 3)
-    return {"rows": rows}
-
-
-def bandwidth(bench: Bench) -> dict[str, Any]:
-    """The published figure: some batches at many rates."""
-    given = bench.given
+def compare(bench: Bench, given: dict[str, Any]) -> dict[str, Any]:
+    """Every way in turn, for each rate, length and batch."""
     rows: dict[str, Any] = {}
-    for rate_mbit in given["rates"]:
+    for rate_mbit in given.get("rates", [bench.given["rate_mbit"]]):
         bench.set_rate(rate_mbit)
-        for batch in given["batches"]:
-            print(f"\r{rate_mbit} Mbit/s, batch {batch}   ", end="", file=sys.stderr, flush=True)
-            rows[f"{rate_mbit:g}/{batch}"] = bench.turns(given["ways"], batch, 5 if batch == 1 else 3)
+        for num_tokens in given.get("lengths", [197]):
+            for batch in given["batches"]:
+                key = given["key"].format(rate=rate_mbit, tokens=num_tokens, batch=batch)
+                print(f"\r{key}          ", end="", file=sys.stderr, flush=True)
+                repeats = given.get("repeats") or (7 if batch == 1 else 5 if batch <= 4 else 3)
+                rows[key] = bench.turns(given["ways"], batch, repeats, num_tokens=num_tokens)
     return {"rows": rows}
 
 
-def sudden(bench: Bench) -> dict[str, Any]:
+def sudden(bench: Bench, given: dict[str, Any]) -> dict[str, Any]:
     """The rate falls in the middle of a request: that one, and those after it, against one device."""
-    fast, slow = bench.given["rates"]
+    fast, slow = given["rates"]
     inputs, runs = example(bench.engine, 1, 197), []
     way = bench.ways()["auto"]
-    for _ in range(bench.given["repeats"]):
+    for _ in range(given["repeats"]):
         bench.set_rate(fast)
         engine = way()
         for _ in range(6):
@@ -232,10 +280,9 @@ def sudden(bench: Bench) -> dict[str, Any]:
     return {"runs": runs}
 
 
-def trace(bench: Bench) -> dict[str, Any]:
+def trace(bench: Bench, given: dict[str, Any]) -> dict[str, Any]:
     """A closed loop while the rate changes: requests done by each way, and by an oracle that takes the best fixed plan
     of each step."""
-    given = bench.given
     inputs = example(bench.engine, given["batch"], 197)
     steps = [tuple(step) for step in given["steps"]]
     done: dict[str, Any] = {}
@@ -256,25 +303,26 @@ def trace(bench: Bench) -> dict[str, Any]:
     return {"requests": done}
 
 
-CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "table": table,
-    "bandwidth": bandwidth,
+CASES: dict[str, Callable[[Bench, dict[str, Any]], dict[str, Any]]] = {
+    "compare": compare,
     "sudden": sudden,
     "trace": trace,
 }
 
 
 def main() -> None:
-    """Runs the case that the command line names; profiles first."""
-    case, given = sys.argv[1], json.loads(sys.argv[2])
+    """Profiles, then runs the cases of the file that the command line names."""
+    given = json.loads(Path(sys.argv[1]).read_text())
     with ExitStack() as stack:
         bench = Bench(given, stack)
         batches = tuple(batch for batch in BATCHES if batch <= given["max_batch"])
         profiled = bench.profile(minutes=given["minutes"], batches=batches)
-        bench.ways()
-        found = CASES[case](bench)
-    print(file=sys.stderr)
-    Path(given["out"]).write_text(json.dumps({"profile": profiled, **found}))
+        found = []
+        for name, settings in given["cases"]:
+            bench.set_rate(given["rate_mbit"])
+            found.append(CASES[name](bench, settings))
+            print(file=sys.stderr)
+    Path(given["out"]).write_text(json.dumps({"profile": profiled, "cases": found}))
 
 
 if __name__ == "__main__":

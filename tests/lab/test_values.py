@@ -66,7 +66,7 @@ def test_each_device_has_its_core() -> None:
         place((PAIR[0], LabDevice(name="b", rate_mbit=None, speed=0.5)), (0,), share_cores=True)
     parts = [LabDevice(name=name, rate_mbit=None, speed=0.4) for name in "abcd"]
     assert place(parts, (0, 1), share_cores=False) == (0, 1, 0, 1)
-    with pytest.raises(InputError, match=r"--speeds"):
+    with pytest.raises(InputError, match="--speed"):
         place(parts, (0,), share_cores=False)
 
 

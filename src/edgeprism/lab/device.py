@@ -97,7 +97,7 @@ def place(devices: Sequence[LabDevice], cores: Sequence[int], *, share_cores: bo
     if crowded and not share_cores:
         raise InputError(
             f"{len(devices)} devices need a core each, and this machine has {len(cores)}; have fewer devices, give "
-            f"those of one core speeds of {MAX_DEMAND:g} together (--speeds), or let several have one core "
+            f"those of one core speeds of {MAX_DEMAND:g} together (--speed), or let several have one core "
             "(--share-cores), which slows each of them while another one computes"
         )
     for core in crowded:
