@@ -11,8 +11,8 @@ weights: times and bytes do not depend on their values. Cases that share a clust
     bfloat16    in bfloat16                             staging     with emulated copies to an accelerator
     three, four devices, each of 0.4 of a core
 
-The baseline is full-tensor exchange over gloo, without overlap. Needs root. `--case` does one; what others gave stays
-in the file.
+The baseline is full-tensor exchange over gloo, without overlap. Needs root; `--cluster FILE` runs `table` on boards
+instead, without gloo, and writes adaptive_boards.json. `--case` does one; what others gave stays in the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.adapting.cluster import Emulated, run
+from benchmarks.adapting.cluster import Emulated, run, run_on_boards
 from benchmarks.adapting.losses import PUBLISHED_LOSS, measured_loss
 from benchmarks.report import RESULTS, arguments, commit, record
 from edgeprism.specs.staging import PUBLISHED as PUBLISHED_STAGING
@@ -227,7 +227,10 @@ def main() -> int:
     """Measures, and writes benchmarks/results/adaptive.json and .csv."""
     parser = arguments(__doc__)
     parser.add_argument("--case", choices=CASES, action="append", help="only this one (default: all)")
+    parser.add_argument("--cluster", type=Path, metavar="FILE", help="boards instead of emulated devices")
     args = parser.parse_args()
+    if args.cluster is not None:
+        return on_boards(args.cluster, is_small=args.smoke)
     if os.geteuid():
         print("adaptive: emulated devices need root", file=sys.stderr)
         return 2
@@ -249,8 +252,23 @@ def main() -> int:
     return 0
 
 
-def measure(cases: dict[str, Case], folder: Path, *, is_small: bool = False) -> dict[str, Any]:
-    """All cases of one cluster. The first one keeps what the profiler said; the others name it."""
+def on_boards(cluster: Path, *, is_small: bool) -> int:
+    """The table on the devices of a cluster file."""
+    ways = [way for way in WAYS if way != "gloo exact"]
+    case = _compare(USUAL, ways, [1] if is_small else [1, 2, 4, 8, 16, 32])
+    with tempfile.TemporaryDirectory(prefix="edgeprism-model-") as folder:
+        document = measure({"table": case}, Path(folder), is_small=is_small, boards=cluster)
+    record("adaptive_boards", document, {"cluster": cluster.name}, smoke=is_small)
+    if not is_small:
+        write_csv(document, RESULTS / "adaptive_boards.csv")
+    print(json.dumps(document["table"]["summary"], indent=1))
+    return 0
+
+
+def measure(
+    cases: dict[str, Case], folder: Path, *, is_small: bool = False, boards: Path | None = None
+) -> dict[str, Any]:
+    """All cases of one cluster, or of ``boards``. The first one keeps what the profiler said; the others name it."""
     first, *others = cases
     emulated = cases[first].emulated
     profiles = [case.profile for case in cases.values()]
@@ -260,12 +278,16 @@ def measure(cases: dict[str, Case], folder: Path, *, is_small: bool = False) -> 
         "minutes": 0.2 if is_small else 6,
         "codecs": CODECS,
         "budget": BUDGET,
+        "dtype": emulated.dtype,
         "losses": PUBLISHED_LOSS if emulated.model == "vit" else measured_loss(),
         **profiles[0],
         "max_batch": max([profile.get("max_batch", 4) for profile in profiles]),
     }
     wanted = [(case.measure, case.given) for case in cases.values()]
-    found = run(emulated, wanted, settings, is_checked=not is_small)
+    if boards is None:
+        found = run(emulated, wanted, settings, is_checked=not is_small)
+    else:
+        found = run_on_boards(boards, wanted, settings)
     made: dict[str, Any] = {}
     for (name, case), rows in zip(cases.items(), found["cases"], strict=True):
         made[name] = {"commit": commit(), **rows, "summary": case.summary(rows)}

@@ -1,4 +1,7 @@
-"""The emulated devices of a run, and a process on device 0 that measures: it changes the links by `Lab.attach`."""
+"""The devices of a run, emulated ones or boards, and a process on device 0 that measures.
+
+On emulated devices it changes the links by `Lab.attach`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from edgeprism.lab.lab import Lab
 from edgeprism.specs.staging import StagingCost
 
 STORE_PORT = 29400
+OUT = "out.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,25 @@ class Emulated:
             LabDevice(name=f"device{index}", rate_mbit=self.rate_mbit, delay_ms=self.delay_ms, speed=speed)
             for index, speed in enumerate(self.speeds)
         ]
+
+
+def run_on_boards(
+    cluster: Path, cases: Sequence[tuple[str, dict[str, Any]]], settings: dict[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """The same on the devices of a cluster file, this one being device 0, on their links as they are."""
+    with tempfile.TemporaryDirectory(prefix="edgeprism-adaptive-") as folder:
+        given = {**settings, "cases": cases, "cluster": str(cluster.absolute()), "store": "", "rate_mbit": None}
+        argv = _device0(Path(folder), given)
+        if subprocess.run(argv, check=False).returncode:
+            raise SystemExit("adaptive: failed on this device; what it said is above")
+        found: dict[str, Any] = json.loads((Path(folder) / OUT).read_text())
+        return {**found, "lab": None, "relay_cpu_s": 0.0}
+
+
+def _device0(folder: Path, given: dict[str, Any]) -> list[str]:
+    """The command that measures, and the file that it is given."""
+    (folder / "given.json").write_text(json.dumps({**given, "out": str(folder / OUT)}))
+    return [sys.executable, "-m", "benchmarks.adapting.device0", str(folder / "given.json")]
 
 
 def run(
@@ -62,13 +85,11 @@ def run(
                 ]  # fmt: skip
                 lab.popen(rank, argv, stderr=subprocess.DEVNULL)
         given = {
-            **settings, "cases": cases, "cluster": str(cluster), "store": store, "out": f"{folder}/out.json",
+            **settings, "cases": cases, "cluster": str(cluster), "store": store,
             "dtype": emulated.dtype, "rate_mbit": emulated.rate_mbit,
         }  # fmt: skip
-        (directory / "given.json").write_text(json.dumps(given))
-        argv = [sys.executable, "-m", "benchmarks.adapting.device0", str(directory / "given.json")]
-        measuring = lab.popen(0, argv)
+        measuring = lab.popen(0, _device0(directory, given))
         if measuring.wait():
             raise SystemExit(f"adaptive: {', '.join(name for name, _ in cases)} failed on device 0")
-        found: dict[str, Any] = json.loads(Path(given["out"]).read_text())
+        found: dict[str, Any] = json.loads((directory / OUT).read_text())
         return {**found, "lab": None if report is None else report.to_json(), "relay_cpu_s": lab.relay_cpu_s()}

@@ -42,13 +42,13 @@ class Bench:
 
     def __init__(self, given: dict[str, Any], stack: ExitStack) -> None:
         torch.set_num_threads(1)
-        self.given, self.lab = given, Lab.attach()
+        self.given, self.lab = given, None if given["rate_mbit"] is None else Lab.attach()
         self.model, self.dtype = given["model"], given["dtype"]
         self.cluster = stack.enter_context(edgeprism.Cluster.from_file(given["cluster"], require_all=True))
         self.num_devices = self.cluster.num_devices
         self.rate_mbit = given["rate_mbit"]
         self.map: PerformanceMap | None = None
-        self.folder = Path(given["cluster"]).parent
+        self.folder = Path(given["out"]).parent
         self.engine = stack.enter_context(
             load(self.model, cluster=self.cluster, plan="local", dtype=self.dtype)
         )  # fmt: skip
@@ -178,8 +178,10 @@ class Bench:
             return {}
         assert self.map is not None
         network = Network.measured(self.map.costs)
-        for link in network.links:
-            network = network.with_rate(link.device, link.bytes_per_s * self.rate_mbit / self.given["rate_mbit"])
+        if self.lab is not None:
+            now = self.rate_mbit / self.given["rate_mbit"]
+            for link in network.links:
+                network = network.with_rate(link.device, link.bytes_per_s * now)
         found = predict(
             self.map.costs, self.map.model, trace.plan, batch=trace.batch, num_tokens=trace.num_tokens,
             element_bytes=element_bytes_of(self.dtype), network=network,
@@ -192,7 +194,9 @@ class Bench:
         return {"predicted_s": found.total_s, "was_profiled": was_profiled}
 
     def set_rate(self, rate_mbit: float) -> None:
-        """Of every link, and the moment that buckets need to be empty."""
+        """Of every emulated link, and the moment that buckets need to be empty."""
+        if self.lab is None:
+            return
         self.lab.set_rate(None, rate_mbit)
         self.rate_mbit = rate_mbit
         time.sleep(0.2)
@@ -253,6 +257,7 @@ def compare(bench: Bench, given: dict[str, Any]) -> dict[str, Any]:
 def sudden(bench: Bench, given: dict[str, Any]) -> dict[str, Any]:
     """The rate falls in the middle of a request: that one, and those after it, against one device."""
     fast, slow = given["rates"]
+    assert bench.lab is not None
     inputs, runs = example(bench.engine, 1, 197), []
     way = bench.ways()["auto"]
     for _ in range(given["repeats"]):
@@ -283,6 +288,7 @@ def sudden(bench: Bench, given: dict[str, Any]) -> dict[str, Any]:
 def trace(bench: Bench, given: dict[str, Any]) -> dict[str, Any]:
     """A closed loop while the rate changes: requests done by each way, and by an oracle that takes the best fixed plan
     of each step."""
+    assert bench.lab is not None
     inputs = example(bench.engine, given["batch"], 197)
     steps = [tuple(step) for step in given["steps"]]
     done: dict[str, Any] = {}

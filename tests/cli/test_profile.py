@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import edgeprism
 from edgeprism.cli.main import main
 from edgeprism.errors import InputError
 from edgeprism.runtime.auto import AutoSettings
+from edgeprism.runtime.maps import write
 from edgeprism.specs.performance_map import PerformanceMap
 from tests.families import example, expected, make
 
@@ -72,15 +74,20 @@ def test_auto_chooses_by_it(home: Path) -> None:
             torch.testing.assert_close(output.logits, right["logits"], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["model", "table"])
-def test_both_policies_run(home: Path, policy: str) -> None:
-    """And see the codecs that a budget allows, as far as they were measured."""
-    inputs = example(ARCHITECTURE)
+@pytest.mark.parametrize(("policy", "strategies"), [("model", {"replica"}), ("table", {"local", "sequence"})])
+def test_both_policies_run(home: Path, tmp_path: Path, policy: str, strategies: set[str]) -> None:
+    """With a coordinator that is said to be slow, one policy gives the other device everything; the published one knows
+    no such plan. Neither uses a codec whose accuracy was never measured."""
+    found = PerformanceMap.read(the_map(home))
+    slow = replace(found.costs.devices[0], compute=tuple(1000 * cost for cost in found.costs.devices[0].compute))
+    costs = replace(found.costs, devices=(slow, *found.costs.devices[1:]))
+    write(tmp_path / "map.json", replace(found, costs=costs))
     with edgeprism.Cluster.spawn(2) as cluster:
-        settings = AutoSettings(policy=policy, max_accuracy_drop=3.0)
+        settings = AutoSettings(performance_map=tmp_path / "map.json", policy=policy, max_accuracy_drop=3.0)
         engine = edgeprism.load(str(home / "model"), cluster=cluster, auto=settings)
-        engine(**inputs)
+        engine(**example(ARCHITECTURE))
         assert engine.last_trace is not None
+        assert engine.last_trace.plan.strategy in strategies
         assert engine.last_trace.plan.codec.is_exact, "what int8 costs was never measured"
 
 

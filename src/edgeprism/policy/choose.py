@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgeprism.errors import InputError
 from edgeprism.policy.candidates import Candidates, scaled
@@ -28,6 +29,7 @@ NEW_WEIGHT = 0.3  # of the newest request, against those before
 MIN_CORRECTION, MAX_CORRECTION = 0.5, 4.0
 HALF_LIFE_S = 30.0
 """What was seen of a plan that is not used fades: it may do better by now."""
+MAX_KNOWN = 256  # decisions, plans in use, and sizes of requests of which something was seen
 SAME = 0.08  # rates, loads and corrections that differ by less are one, for a decision that is kept
 
 PointsLost = Callable[[CodecSpec, int], float | None]
@@ -90,6 +92,9 @@ class _Seen:
     ratio: float
     at_s: float
 
+    def faded(self, now_s: float) -> float:
+        return float(self.ratio ** (0.5 ** ((now_s - self.at_s) / HALF_LIFE_S)))
+
 
 class Policy:
     """For one map. ``points_lost`` says what codecs cost; ``max_accuracy_drop`` in points, None: exact plans only."""
@@ -113,7 +118,7 @@ class Policy:
         self._map, self._objective, self._budget = performance_map, objective, max_accuracy_drop
         self._element_bytes = element_bytes_of(performance_map.dtype)
         self._points_lost = points_lost
-        self._seen: dict[tuple[object, ...], _Seen] = {}
+        self._seen: dict[tuple[int, int], dict[tuple[object, ...], _Seen]] = {}  # by batch and tokens, then plan
         self._in_use: dict[tuple[int, int], Plan] = {}
         self._decided: dict[tuple[object, ...], Decision] = {}
 
@@ -154,11 +159,10 @@ class Policy:
         key = self._key(batch, num_tokens, network, load, devices, now_s)
         decision = self._decided.get(key)
         if decision is None:
-            if len(self._decided) > 256:
-                self._decided.clear()
-            decision = self._compare(batch, num_tokens, network, load, devices, now_s)
-            self._decided[key] = decision
+            decision = self._decided[key] = self._compare(batch, num_tokens, network, load, devices, now_s)
+            _forget_first(self._decided)
         self._in_use[batch, num_tokens] = decision.chosen.plan
+        _forget_first(self._in_use)
         return decision
 
     def observe(
@@ -168,16 +172,15 @@ class Policy:
         if total_s <= 0 or predicted_s <= 0:
             return
         ratio = min(max(total_s / predicted_s, MIN_CORRECTION), MAX_CORRECTION)
-        kind = _kind(plan, batch, num_tokens)
         before = self.correction(plan, batch, num_tokens, now_s)
-        self._seen[kind] = _Seen(ratio=before * (ratio / before) ** NEW_WEIGHT, at_s=now_s)
+        seen = self._seen.setdefault((batch, num_tokens), {})
+        seen[_kind(plan)] = _Seen(ratio=before * (ratio / before) ** NEW_WEIGHT, at_s=now_s)
+        _forget_first(self._seen)
 
     def correction(self, plan: Plan, batch: int, num_tokens: int, now_s: float) -> float:
         """How many times as long as predicted such requests were seen to take."""
-        seen = self._seen.get(_kind(plan, batch, num_tokens))
-        if seen is None:
-            return 1.0
-        return float(seen.ratio ** (0.5 ** ((now_s - seen.at_s) / HALF_LIFE_S)))
+        seen = self._seen.get((batch, num_tokens), {}).get(_kind(plan))
+        return 1.0 if seen is None else seen.faded(now_s)
 
     def _compare(
         self,
@@ -205,7 +208,7 @@ class Policy:
             best = chosen = local  # as good as one device is no reason to trouble the others
         used = self._in_use.get((batch, num_tokens))
         if used is not None and used != best.plan:
-            same = [one for one in found if _kind(one.plan, 0, 0) == _kind(used, 0, 0)]
+            same = [one for one in found if _kind(one.plan) == _kind(used)]
             still = min(same, key=lambda one: one.score, default=None)
             if still is not None and still.score <= best.score * (1 + BETTER) and still.score <= local.score:
                 chosen = still
@@ -284,13 +287,11 @@ class Policy:
         rates = tuple(_step(link.bytes_per_s) for link in network.links)
         loads = tuple(_step(factor) for factor in load)
         corrections = tuple(
-            (kind, _step(seen.ratio ** (0.5 ** ((now_s - seen.at_s) / HALF_LIFE_S))))
-            for kind, seen in self._seen.items()
-            if kind[-2:] == (batch, num_tokens)
+            (kind, _step(seen.faded(now_s))) for kind, seen in self._seen.get((batch, num_tokens), {}).items()
         )
         used = self._in_use.get((batch, num_tokens))
         ready = None if devices is None else tuple(sorted(devices))
-        return batch, num_tokens, rates, loads, corrections, ready, None if used is None else _kind(used, 0, 0)
+        return batch, num_tokens, rates, loads, corrections, ready, None if used is None else _kind(used)
 
 
 def describe(plan: Plan) -> str:
@@ -305,10 +306,16 @@ def describe(plan: Plan) -> str:
     return f"{name} over {where}{parts}"
 
 
-def _kind(plan: Plan, batch: int, num_tokens: int) -> tuple[object, ...]:
+def _kind(plan: Plan) -> tuple[object, ...]:
     """Plans of one kind are corrected together: shares may differ a little from request to request."""
     used = tuple(device for device, share in enumerate(plan.shares) if share > 0) if plan.num_devices > 1 else (0,)
-    return plan.strategy, str(plan.codec), used, batch, num_tokens
+    return plan.strategy, str(plan.codec), used
+
+
+def _forget_first(known: dict[Any, Any]) -> None:
+    """Texts have many lengths: what came first goes first."""
+    while len(known) > MAX_KNOWN:
+        del known[next(iter(known))]
 
 
 def _step(value: float) -> int:

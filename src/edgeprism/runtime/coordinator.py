@@ -91,7 +91,6 @@ class Coordinator:
         self._reference = block_rows(model)
         self._numbers, self._request_number = numbers, 0
         self._running: Request | None = None
-        self._limit_s = MAX_TIMEOUT_S
 
     def load_workers(self, order: LoadOrder, weights: WeightFiles | None = None) -> None:
         """Has every worker load the model; those that cannot are left out, with a warning. ``weights`` are sent to
@@ -145,14 +144,13 @@ class Coordinator:
     def forward(self, inputs: dict[str, Any], plan: Plan, *, patience_s: float | None = None) -> Outcome:
         """One forward pass. A device that fails is named in the trace; the output is right all the same. After
         ``patience_s`` it is run here, whatever the others do."""
-        started_s = time.monotonic()
-        self._limit_s = MAX_TIMEOUT_S if patience_s is None else patience_s
+        started_s, limit_s = time.monotonic(), MAX_TIMEOUT_S if patience_s is None else patience_s
         plan, left_out = self._feasible(plan)
         if plan.strategy == "local":
             return self._local(inputs, started_s, left_out=left_out)
         run = self._sequence if plan.strategy == "sequence" else self._replica
         try:
-            output, trace = run(inputs, plan, started_s)
+            output, trace = run(inputs, plan, started_s, limit_s)
             return Outcome(output, replace(trace, left_out=left_out))
         except PeerError as exc:
             return self._local(inputs, started_s, failures=self._recover(exc, plan), left_out=left_out)
@@ -166,9 +164,9 @@ class Coordinator:
         When a device fails, the trace's ``failures`` say so: what was emitted until then is right, and the caller goes
         on from there.
         """
-        started_s, self._limit_s = time.monotonic(), MAX_TIMEOUT_S
+        started_s = time.monotonic()
         plan, left_out = self._feasible(plan)
-        request = self._token_request(tokens, plan, settings)
+        request = self._token_request(tokens, plan, settings, MAX_TIMEOUT_S)
         try:
             run = self._hand_out(request, started_s)
             if request.job.devices[0] == 0:
@@ -230,9 +228,9 @@ class Coordinator:
         )  # fmt: skip
         return Outcome(output, trace)
 
-    def _sequence(self, inputs: dict[str, Any], plan: Plan, started_s: float) -> Outcome:
+    def _sequence(self, inputs: dict[str, Any], plan: Plan, started_s: float, limit_s: float) -> Outcome:
         tokens = self._model.tokens(inputs)
-        request = self._token_request(tokens, plan, None)
+        request = self._token_request(tokens, plan, None, limit_s)
         run = self._hand_out(request, started_s)
         mine = [run.run(request.tensors_of(0), _ignore)] if request.job.devices[0] == 0 else []
         frames, traces = self._collect(request, run.deadline)
@@ -245,8 +243,8 @@ class Coordinator:
         output = self._model.head(joined)
         return Outcome(output, self._trace(request, started_s, (run.trace(), *traces)))
 
-    def _replica(self, inputs: dict[str, Any], plan: Plan, started_s: float) -> Outcome:
-        request = self._sample_request(inputs, plan)
+    def _replica(self, inputs: dict[str, Any], plan: Plan, started_s: float, limit_s: float) -> Outcome:
+        request = self._sample_request(inputs, plan, limit_s)
         run = self._hand_out(request, started_s)
         mine = [run.run(request.tensors_of(0), _ignore)] if request.job.devices[0] == 0 else []
         frames, traces = self._collect(request, run.deadline)
@@ -258,7 +256,7 @@ class Coordinator:
         output = merge([results.named() for results in (*mine, *others)], self._model.output)
         return Outcome(output, self._trace(request, started_s, (run.trace(), *traces)))
 
-    def _token_request(self, tokens: Tokens, plan: Plan, greedy: GreedySettings | None) -> Request:
+    def _token_request(self, tokens: Tokens, plan: Plan, greedy: GreedySettings | None, limit_s: float) -> Request:
         devices = tuple(device for device, share in enumerate(plan.shares) if share > 0)
         bounds = token_bounds(tokens.num_tokens, [plan.shares[device] for device in devices])
         for start, stop in bounds:
@@ -266,7 +264,7 @@ class Coordinator:
         shared = {"mask": tokens.mask, "all_positions": tokens.positions}
         everybodys = {name: tensor for name, tensor in shared.items() if tensor is not None}
         kind = ("sequence", str(plan.codec), tokens.batch, tokens.num_tokens, tuple(everybodys), greedy is not None)
-        timeout_s = self._timeout_s(kind, plan, tokens.batch, tokens.num_tokens)
+        timeout_s = self._timeout_s(kind, plan, tokens.batch, tokens.num_tokens, limit_s)
         job = Job(
             kind="sequence",
             tensors=(*tokens.features, *everybodys),
@@ -287,14 +285,14 @@ class Coordinator:
             kind=kind,
         )
 
-    def _sample_request(self, inputs: dict[str, Any], plan: Plan) -> Request:
+    def _sample_request(self, inputs: dict[str, Any], plan: Plan, limit_s: float) -> Request:
         inputs = as_sent(inputs, self._model.dtype)
         batch, num_tokens = batch_of(inputs), self._model.num_tokens(inputs)
         all_bounds = sample_bounds(batch, plan.shares)
         devices = tuple(device for device, (start, stop) in enumerate(all_bounds) if stop > start)
         bounds = tuple(all_bounds[device] for device in devices)
         kind = ("replica", batch, num_tokens)
-        timeout_s = self._timeout_s(kind, plan, batch, num_tokens)
+        timeout_s = self._timeout_s(kind, plan, batch, num_tokens, limit_s)
         job = replica_job(inputs, devices, bounds, WORKERS_PART * timeout_s)
 
         def tensors_of(index: int) -> dict[str, Tensor]:
@@ -359,14 +357,15 @@ class Coordinator:
             kinds, devices, deadline, epoch=self._members.epoch, request=self._request_number
         )
 
-    def _timeout_s(self, kind: Hashable, plan: Plan, batch: int, num_tokens: int) -> float:
-        """How long to wait for others: what the request was counted to take, or was seen to."""
+    def _timeout_s(self, kind: Hashable, plan: Plan, batch: int, num_tokens: int, limit_s: float) -> float:
+        """How long to wait for others: what the request was counted to take, or was seen to; ``limit_s`` at most, but
+        for the first of its kind."""
         cost = self._cost(plan, batch, num_tokens)
         speeds = [speed for speed, share in zip(self.speeds(), plan.shares, strict=False) if share and speed]
         compute_s = cost.busiest.macs / min(speeds, default=self._members.macs_per_s[0])
         num_bytes = sum(device.bytes_sent for device in cost.devices)
         timeout_s = self._patience.timeout_s(kind, of=EVERYBODY, compute_s=compute_s, num_bytes=num_bytes)
-        return min(timeout_s, self._limit_s) if self._patience.knows(kind) else timeout_s
+        return min(timeout_s, limit_s) if self._patience.knows(kind) else timeout_s
 
     def _trace(self, request: Request, started_s: float, devices: tuple[DeviceTrace, ...]) -> Trace:
         trace = Trace(

@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import InputError, RequestAborted
@@ -19,7 +18,7 @@ from edgeprism.models.model import Model, only
 from edgeprism.policy.choose import Decision
 from edgeprism.runtime.adaptive import Adaptive
 from edgeprism.runtime.answers import Answer, RequestQueue
-from edgeprism.runtime.coordinator import Coordinator, Outcome
+from edgeprism.runtime.coordinator import Coordinator
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Introduction
 from edgeprism.runtime.patience import Patience
@@ -103,8 +102,9 @@ class Scheduler:
                 return False
             began_s = time.monotonic()  # the decision, and a probe before it, are part of the wait
             if decision is not None and self._adaptive is not None:
-                outcome = self._choose(answer._inputs, decision, self._adaptive)
-                trace = outcome.trace
+                plan, patience_s = decision.chosen.plan, self._adaptive.patience_s(decision)
+                outcome = self.coordinator.forward(answer._inputs, plan, patience_s=patience_s)
+                trace = replace(outcome.trace, note=decision.reason)
             else:
                 plan = self.coordinator.plan_of(answer._plan, answer._codec)
                 outcome = self.coordinator.forward(answer._inputs, plan)
@@ -118,15 +118,9 @@ class Scheduler:
             self._queue.finish(answer, exc)
             return True
         self._queue.finish(answer, outcome.output)
+        if decision is not None and self._adaptive is not None:
+            self._adaptive.learn(outcome.trace, plan)  # who waits for the answer does not wait for this
         return True
-
-    def _choose(self, inputs: dict[str, Any], decision: Decision, adaptive: Adaptive) -> Outcome:
-        """One request by the plan that is best now."""
-        outcome = self.coordinator.forward(
-            inputs, decision.chosen.plan, patience_s=adaptive.patience_s(decision)
-        )  # fmt: skip
-        adaptive.learn(outcome.trace, decision.chosen.plan)
-        return Outcome(outcome.output, replace(outcome.trace, note=decision.reason))
 
     def _decision(self, answer: Answer) -> Decision | None:
         """What the policy says to a request under plan `auto`; None where there is none, or it is not asked."""
