@@ -154,5 +154,5 @@ def test_without_root_the_way_on_is_said() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "edgeprism: a lab needs root (network namespaces); without it, paced links are the way on: --link-rate"
+        "edgeprism: a lab needs root (network namespaces); without it, run and profile can pace links: --link-rate"
     ]

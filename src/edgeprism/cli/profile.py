@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from edgeprism.cli import link_options
 from edgeprism.cli.bar import progress_bar, quiet, say
 from edgeprism.cli.source import check_cluster, config_directory, tokens_of_pictures
 from edgeprism.errors import InputError
@@ -38,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--local-workers", type=int, default=1, metavar="N", help="devices on this machine, this process included"
     )
+    link_options.add_arguments(parser)
     parser.add_argument("--cluster", metavar="FILE", help="cluster file: the other devices, running edgeprism worker")
     parser.add_argument(
         "--key", metavar="FILE", help="this device's secret (default: NAME.secret beside the cluster file)"
@@ -64,6 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def execute(args: argparse.Namespace) -> int:
     """Measure, write, and say what was found. InputError (one line, exit 2) for whatever cannot be used."""
+    link_options.check(args)
     codecs = [CodecSpec.parse(text) for text in args.codec.split(",") if text]
     batches, lengths = _counts("--batches", args.batches), args.lengths and _counts("--lengths", args.lengths)
     if not 0 < args.minutes <= 24 * 60:
@@ -183,7 +186,7 @@ def _cluster(args: argparse.Namespace) -> Cluster:
 
     if args.cluster:
         return Cluster.from_file(args.cluster, key=args.key, require_all=True)
-    return Cluster.spawn(args.local_workers) if args.local_workers > 1 else Cluster.alone()
+    return Cluster.spawn(args.local_workers, **link_options.given(args)) if args.local_workers > 1 else Cluster.alone()
 
 
 def _as_text(found: PerformanceMap) -> str:

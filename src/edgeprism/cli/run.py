@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.cli import auto_options, stream_options
+from edgeprism.cli import auto_options, link_options, stream_options
 from edgeprism.cli.screen import Screen
 from edgeprism.cli.source import check_cluster, config_directory, names_of, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
@@ -45,6 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--transport", metavar="T", help="between --local-workers: zmq (default), gloo or gloo:all_gather"
     )
+    link_options.add_arguments(parser)
     parser.add_argument("--cluster", metavar="FILE", help="cluster file: the other devices, running edgeprism worker")
     parser.add_argument(
         "--key", metavar="FILE", help="this device's secret (default: NAME.secret beside the cluster file)"
@@ -70,6 +71,7 @@ def execute(args: argparse.Namespace) -> int:
     """Run and print. InputError (one line, exit 2) for whatever cannot be used."""
     stream_options.check_options(args)
     auto_options.check(args)
+    link_options.check(args)
     for name in ("batch", "top", "max_new_tokens", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -80,6 +82,8 @@ def execute(args: argparse.Namespace) -> int:
         from edgeprism.wire.gloo import GlooMode
 
         GlooMode.parse(args.transport)
+        if args.link_rate is not None:
+            raise InputError(f"--link-rate paces zmq, not {args.transport}; give one of the two")
     if args.transport is not None and args.local_workers == 1:
         raise InputError("--transport is for --local-workers; workers of a cluster file use zmq, which has keys")
     plan = _plan(args)
@@ -148,7 +152,7 @@ def _cluster(args: argparse.Namespace, *, alone: bool) -> Cluster:
     if alone or (args.cluster is None and args.local_workers == 1):
         return Cluster.alone()
     if args.cluster is None:
-        return Cluster.spawn(args.local_workers, transport=args.transport or "zmq")
+        return Cluster.spawn(args.local_workers, transport=args.transport or "zmq", **link_options.given(args))
     return Cluster.from_file(args.cluster, key=args.key, require_all=args.require_all)
 
 

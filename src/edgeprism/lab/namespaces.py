@@ -34,7 +34,7 @@ def require_root() -> None:
     """NoLab without root, or without the tools that make namespaces."""
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if os.geteuid() != 0:
-        raise NoLab("a lab needs root (network namespaces); without it, paced links are the way on: --link-rate")
+        raise NoLab("a lab needs root (network namespaces); without it, run and profile can pace links: --link-rate")
     if missing:
         raise NoLab(f"a lab needs {', '.join(missing)} (packages iproute2 and util-linux)")
 

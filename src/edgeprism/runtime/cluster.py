@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from edgeprism.errors import PeerError
+from edgeprism.errors import InputError, PeerError
 from edgeprism.runtime.cluster_key import of_threads
 from edgeprism.runtime.device_thread import ClusterClosed, DeviceThread
 from edgeprism.runtime.messages import Introduction, LoadOrder
@@ -107,17 +107,33 @@ class Cluster:
         return cls(mesh[0], close_workers=close_workers, shared_models=models)
 
     @classmethod
-    def spawn(cls, num_devices: int, *, share_cores: bool = False, transport: str = "zmq") -> Cluster:
+    def spawn(
+        cls,
+        num_devices: int,
+        *,
+        share_cores: bool = False,
+        transport: str = "zmq",
+        link_rate_mbit: float | None = None,
+        link_delay_ms: float = 0.0,
+    ) -> Cluster:
         """This process and ``num_devices`` - 1 child processes, connected over encrypted loopback sockets.
 
         Each device gets its own cores. PlanError when there are fewer cores than devices, unless they may share them.
         ``transport``: ``zmq``, or torch.distributed's gloo without encryption: ``gloo``, ``gloo:all_gather``, and
         ``gloo:blocking`` or ``gloo:all_gather,blocking``, which compute nothing while an exchange is under way.
+        ``link_rate_mbit`` (1e6 bit/s of Ethernet frames, each direction) and ``link_delay_ms`` (one way) pace every
+        device's link, without root; a process in Python does it, so measure with `edgeprism lab` where you can.
         """
+        from edgeprism.runtime.paced import LinkPace
         from edgeprism.runtime.spawn import spawn_workers
 
         check_num_devices(num_devices)
-        return spawn_workers(num_devices, share_cores=share_cores, gloo=None if transport == "zmq" else transport)
+        if link_rate_mbit is None and link_delay_ms:
+            raise InputError("a delay of the links needs a rate as well (--link-rate)")
+        pace = None if link_rate_mbit is None else LinkPace(rate_mbit=link_rate_mbit, delay_ms=link_delay_ms)
+        return spawn_workers(
+            num_devices, share_cores=share_cores, gloo=None if transport == "zmq" else transport, pace=pace
+        )
 
     @classmethod
     def gloo(

@@ -13,9 +13,12 @@ def of_members(members: Sequence[Member]) -> str:
     return _hash([text for member in members for text in (member.name, member.public_key)])
 
 
-def of_processes(cores: Sequence[Sequence[int]], gloo: str = "") -> str:
-    """Of processes of one machine, each with so many cores; ``gloo`` says how, where they talk over that."""
-    return _hash(["processes", *(str(len(own)) for own in cores), *([gloo] if gloo else [])])
+def of_processes(cores: Sequence[Sequence[int]], gloo: str = "", *, is_paced: bool = False) -> str:
+    """Of processes of one machine, each with so many cores; ``gloo`` says how, where they talk over that. Links that
+    are paced may have any rate: that is what changes."""
+    return _hash(
+        ["processes", *(str(len(own)) for own in cores), *([gloo] if gloo else []), *(["paced"] if is_paced else [])]
+    )
 
 
 def of_store(store: str, num_devices: int, gloo: str) -> str:

@@ -18,10 +18,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import IO, Any
 
-from edgeprism.errors import PeerError
+from edgeprism.errors import InputError, PeerError
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_key import of_processes
 from edgeprism.runtime.cores import divide_cores, on_cores
+from edgeprism.runtime.paced import LinkPace, PacedLinks
 from edgeprism.wire.keys import KeyPair, Peer
 from edgeprism.wire.zmq import ZmqTransport
 
@@ -29,16 +30,21 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 3.0
 
 
-def spawn_workers(num_devices: int, *, share_cores: bool = False, gloo: str | None = None) -> Cluster:
+def spawn_workers(
+    num_devices: int, *, share_cores: bool = False, gloo: str | None = None, pace: LinkPace | None = None
+) -> Cluster:
     """This process as device 0, and ``num_devices`` - 1 children. PeerError when a child does not come up.
 
-    ``gloo``: how they talk over gloo, as ``GlooMode`` writes it, instead of over ZeroMQ."""
+    ``gloo``: how they talk over gloo, as ``GlooMode`` writes it, instead of over ZeroMQ. ``pace``: of their links."""
     cores = divide_cores(num_devices, share=share_cores)
+    if gloo is not None and pace is not None:
+        raise InputError("links over gloo cannot be paced; use edgeprism lab, or leave --link-rate out")
     if gloo is not None:
         return _spawn_over_gloo(num_devices, cores, gloo)
     keys = [KeyPair.generate() for _ in range(num_devices)]
     children: list[subprocess.Popen[bytes]] = []
     transport: ZmqTransport | None = None
+    links: PacedLinks | None = None
     try:
         for rank in range(1, num_devices):
             children.append(_start(len(cores[rank])))
@@ -46,23 +52,41 @@ def spawn_workers(num_devices: int, *, share_cores: bool = False, gloo: str | No
         with on_cores(cores[0]):  # libzmq's I/O thread stays on the cores of the thread that makes it
             transport = ZmqTransport(0, keys[0])
         addresses = [transport.address, *(_answer(child, rank) for rank, child in enumerate(children, start=1))]
-        peers = [Peer(rank=rank, address=addresses[rank], public_key=keys[rank].public) for rank in range(num_devices)]
-        for child in children:
-            _tell(child, {"peers": [peer.to_json() for peer in peers]})
-        transport.connect(peers[1:])
+        links = None if pace is None else PacedLinks(pace, addresses)
+
+        def peers_of(rank: int) -> list[Peer]:
+            dialled = (
+                addresses[other] if links is None or other <= rank else links.address(rank, other)
+                for other in range(num_devices)
+            )  # fmt: skip
+            return [
+                Peer(rank=other, address=address, public_key=keys[other].public)
+                for other, address in enumerate(dialled)
+            ]
+
+        for rank, child in enumerate(children, start=1):
+            _tell(child, {"peers": [peer.to_json() for peer in peers_of(rank)]})
+        transport.connect(peers_of(0)[1:])
         transport.wait_connected(time.monotonic() + START_TIMEOUT_S)
     except BaseException:
         if transport is not None:
             transport.close()
-        _stop(children)
+        _end(children, links)
         raise
     return Cluster(
         transport,
-        close_workers=lambda: _stop(children),
+        close_workers=lambda: _end(children, links),
         cores=cores[0],
         pids=[child.pid for child in children],
-        key=of_processes(cores),
+        key=of_processes(cores, is_paced=pace is not None),
+        option=f"--local-workers {num_devices}" + ("" if pace is None else f" {pace}"),
     )
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]], links: PacedLinks | None) -> None:
+    _stop(children)
+    if links is not None:
+        links.close()
 
 
 def _spawn_over_gloo(num_devices: int, cores: Sequence[tuple[int, ...]], text: str) -> Cluster:
