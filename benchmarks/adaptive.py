@@ -4,9 +4,10 @@ Emulated devices of one core each (`edgeprism lab`) unless a case says otherwise
 weights: times and bytes do not depend on their values. Cases that share a cluster run on one that is profiled once, as
 `edgeprism profile` does it, and their ways of running take turns:
 
-    table       every batch at 400 Mbit/s               bandwidth   20 to 1000 Mbit/s
-    slow        1 to 10 Mbit/s                          sudden      the rate falls in the middle of a request
-    trace       it changes every few seconds            grid        BERT-Base: batch x rate x length x accuracy budget
+    table       every batch at 400 Mbit/s               at_200      batch 1 to 32 at 200 Mbit/s
+    bandwidth   20 to 1000 Mbit/s                       slow        1 to 10 Mbit/s
+    sudden      the rate falls in mid-request           trace       it changes every few seconds
+    grid        BERT-Base: batch x rate x length x accuracy budget
     unequal     one core against a quarter              delay       2 ms on every link
     bfloat16    in bfloat16                             staging     with emulated copies to an accelerator
     three, four devices, each of 0.4 of a core
@@ -90,6 +91,8 @@ def summary_of_rows(found: dict[str, Any]) -> dict[str, Any]:
         for name, row in rows.items()
     }
     for way in ("auto", "auto, exact plans"):
+        if not all(way in row for row in rows.values()):
+            continue
         summary[f"{way}: ran"] = {name: row[way]["plan"] for name, row in rows.items()}
     if all("auto, energy" in row for row in rows.values()):
         summary["joules a request of auto for energy, % less than gloo (estimated)"] = {
@@ -200,6 +203,7 @@ CASES: dict[str, Case] = {
     "slow": _compare(
         USUAL, ["local", "auto", "auto, exact plans"], [1, 8], rates=[1.0, 2.0, 5.0, 10.0], key="{rate:g}/{batch}"
     ),
+    "at_200": _compare(USUAL, ["local", "gloo exact", "auto"], [1, 4, 8, 32], rates=[200.0]),
     "bandwidth": _compare(
         USUAL, WAYS, [1, 8], rates=[20.0, 50.0, 100.0, 200.0, 400.0, 700.0, 1000.0], key="{rate:g}/{batch}"
     ),
