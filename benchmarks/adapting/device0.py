@@ -249,7 +249,8 @@ def compare(bench: Bench, given: dict[str, Any]) -> dict[str, Any]:
             for batch in given["batches"]:
                 key = given["key"].format(rate=rate_mbit, tokens=num_tokens, batch=batch)
                 print(f"\r{key}          ", end="", file=sys.stderr, flush=True)
-                repeats = given.get("repeats") or (7 if batch == 1 else 5 if batch <= 4 else 3)
+                usual = 7 if batch == 1 else 5 if batch <= 4 else 3
+                repeats = given.get("repeats", {}).get(str(batch), usual)
                 rows[key] = bench.turns(given["ways"], batch, repeats, num_tokens=num_tokens)
     return {"rows": rows}
 
