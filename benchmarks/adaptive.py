@@ -137,7 +137,7 @@ def summary_of_grid(found: dict[str, Any]) -> dict[str, Any]:
         "auto over the best fixed plan": over_best,
         "median": round(statistics.median(over_best.values()), 3),
         "worst": max(over_best.values()),
-        "auto over local, worst": max(over_local.values()),
+        "auto over local": over_local,
         **prediction_errors(found["rows"]),
     }
 
@@ -145,30 +145,28 @@ def summary_of_grid(found: dict[str, Any]) -> dict[str, Any]:
 def summary_of_sudden(found: dict[str, Any]) -> dict[str, Any]:
     """The request in which the rate fell, and those after it, over one device."""
     names = ("that request", "the first after", "the second after", "the third after")
-    runs = found["runs"]
-    return {
-        name: {
-            "median": round(statistics.median(run["requests"][i]["seconds"] / run["local_s"] for run in runs), 3),
-            "worst": round(max(run["requests"][i]["seconds"] / run["local_s"] for run in runs), 3),
-        }
-        for i, name in enumerate(names)
-    }
+    runs = [run for run in found["runs"] if run["before"] != "local"]  # else nothing was cut off
+    summary: dict[str, Any] = {"runs among devices": len(runs)}
+    for i, name in enumerate(names if runs else ()):
+        ratios = [run["requests"][i]["seconds"] / run["local_s"] for run in runs]
+        summary[name] = {"median": round(statistics.median(ratios), 3), "worst": round(max(ratios), 3)}
+    return summary
 
 
 def summary_of_trace(found: dict[str, Any]) -> dict[str, Any]:
     """Requests done in a minute; the oracle takes in each step the fixed plan that did most there."""
     done = found["requests"]
-    counts = {name: len(requests) for name, requests in done.items()}
     edges = [at_s for at_s, _ in STEPS] + [60]
     by_step: dict[str, list[float]] = {name: _by_step(requests, edges) for name, requests in done.items()}
+    within = {name: sum(steps) for name, steps in by_step.items()}  # of the minute, parts of requests included
     fixed = [name for name in done if name != "auto"]
     oracle = sum(max(by_step[name][i] for name in fixed) for i in range(len(STEPS)))
     return {
-        "requests": counts,
+        "requests": {name: round(count, 1) for name, count in within.items()},
         "by step": by_step,
         "oracle": round(oracle, 1),
-        "time of auto over oracle": round(oracle / counts["auto"], 3),
-        "best fixed": max(counts[name] for name in fixed),
+        "time of auto over oracle": round(oracle / within["auto"], 3),
+        "best fixed": round(max(within[name] for name in fixed), 1),
     }
 
 

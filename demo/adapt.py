@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgeprism import Cluster, Engine
 from edgeprism.models.manifest import fingerprint
-from edgeprism.profiler.sweep import points
+from edgeprism.profiler.sweep import sweep
 from edgeprism.runtime.maps import place_of, write
 from edgeprism.runtime.profiling import Identity, Profiler
 from edgeprism.specs.codec import CodecSpec
@@ -34,18 +34,19 @@ def profile(
     """Measures the model on these devices, for plan `auto`; says in a line what it took."""
     identity = Identity(fingerprint=fingerprint(directory), cluster=cluster.key, names=cluster.names)
     codecs = [CodecSpec.parse(name) for name in CODECS]
-    wanted = points(
-        engine.spec, cluster.num_devices, codecs, batches=BATCHES, lengths=(num_tokens,), max_passes=MAX_PASSES
-    )
     profiler = Profiler(engine, identity)
-    began_s, num_passes, num_done = time.monotonic(), sum(point.num_passes for point in wanted), 0
+    began_s, num_done = time.monotonic(), 0
+    reached = profiler.look_around()
+    wanted = sweep(
+        engine.spec, reached, cluster.num_devices, codecs,
+        batches=BATCHES, lengths=(num_tokens,), max_passes=MAX_PASSES,
+    )  # fmt: skip
 
     def done(num: int) -> None:
         nonlocal num_done
         num_done += num
-        show(num_done, num_passes)
+        show(num_done, wanted.num_passes)
 
-    profiler.look_around()
     profiler.run(wanted, until_s=began_s + MAX_S, done=done)
     write(place_of(identity.fingerprint, identity.cluster, engine.dtype), profiler.result())
     return f"measured in {time.monotonic() - began_s:.0f} s, with {num_done} passes (edgeprism profile, shortened)"

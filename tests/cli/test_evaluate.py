@@ -230,6 +230,9 @@ def test_agreement_without_labels(root: Path, capsys: pytest.CaptureFixture[str]
         ),
         (("bert", "--dataset", "mnli", "--codec", "int8"), "has no mnli"),
         (("gone", "--dataset", "sst2", "--codec", "int8"), "gone"),
+        (("vit", "--dataset", "cifar10", "--codec", "int8,means:1000"), "codec means:1000"),
+        (("vit", "--dataset", "cifar10", "--codec", "int8", "--device", "tpu"), "cpu or cuda"),
+        (("vit", "--dataset", "cifar10", "--codec", "int8", "--shares", "nan,0.5"), "must be a number"),
         (("gpt2", "--dataset", "wikitext2", "--codec", "int8"), "--window must be from 2 to this model's 40 tokens"),
     ],
 )
@@ -256,6 +259,33 @@ def test_labels_that_the_head_does_not_have(root: Path, tmp_path: Path, capsys: 
     status, _, err = run(capsys, root / "vit", "--dataset", "pictures", "--data", tmp_path / "own", "--codec", "int8")
     assert status == 2
     assert "the labels of pictures own do not match the model's head: it has no cow; its 10 labels are airplane" in err
+
+
+def test_numbers_that_the_head_does_not_have(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only those, and what there is."""
+    (tmp_path / "own.csv").write_text("text,label\na cat,1\na dog,7\n")
+    given = ("--dataset", "csv", "--data", tmp_path / "own.csv", "--codec", "int8")
+    status, _, err = run(capsys, root / "bert", *given)
+    assert status == 2
+    assert "numbers 0 to 1, and there are labels 7" in err
+
+
+def test_a_column_that_is_mistyped(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the header has is shown."""
+    (tmp_path / "own.csv").write_text("text,lable\na cat,1\n")
+    status, _, err = run(capsys, root / "bert", "--dataset", "csv", "--data", tmp_path / "own.csv", "--codec", "int8")
+    assert status == 2
+    assert "no column label in its header, which has text, lable" in err
+
+
+def test_fewer_inputs_do_not_replace_more(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And are not said to be kept."""
+    given = ("--dataset", "cifar10", "--codec", "int8", "--accuracy-file", tmp_path / "a.json")
+    assert run(capsys, root / "vit", *given, "--limit", "8")[0] == 0
+    status, _, err = run(capsys, root / "vit", *given, "--limit", "4")
+    assert status == 0
+    assert "keeps an earlier measurement on 8 inputs, more than the 4 of now" in err
+    assert "kept in" not in err
 
 
 def test_a_result_that_cannot_be_kept_is_still_shown(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

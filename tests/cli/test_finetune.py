@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from edgeprism.tasks.inputs import prepare_pictures_with
 from tests.evaluate.tiny import write_data, write_model_directory
 from tests.families import example, expected
 
-TINY = ("--batch", "4", "--steps", "6", "--checkpoint-every", "2", "--rank", "4")
+TINY = ("--batch", "4", "--steps", "6", "--checkpoint-every", "2")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,8 @@ def finetune(root: Path, output: Path, *options: str, model: str = "vit", datase
     """The command's exit status."""
     words = ["finetune", str(root / model), "--dataset", dataset, "--data", str(root / "data"), "--output", str(output)]
     codec = () if "--codec" in options else ("--codec", "means:4")
-    return main([*words, *codec, *TINY, "--device", "cpu", *options])
+    rank = () if {"--full", "--rank"} & set(options) else ("--rank", "4")
+    return main([*words, *codec, *TINY, *rank, "--device", "cpu", *options])
 
 
 def test_pictures(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,6 +170,11 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "data set": (("--dataset", "mnist"), "unknown data set"),
     "checkpoint": (("--resume",), "no checkpoint"),
     "means": (("--codec", "means:12"), "use a rate of at most"),
+    "exact": (("--codec", "exact"), "nothing to learn"),
+    "too high a rank": (("--rank", "100000"), "more than this model's matrices have"),
+    "rank of every weight": (("--full", "--rank", "4"), "give one of the two"),
+    "steps and epochs": (("--epochs", "2"), "give one of the two"),
+    "divergence": (("--lr", "1e30"), "training has diverged"),
 }
 
 
@@ -179,6 +189,71 @@ def test_wrong_options(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pictures_without_labels(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own answers are learned, and those before are right where it is scored; there is nothing else to learn."""
+    (tmp_path / "own").mkdir()
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(256, size=(32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "own" / f"{number}.png")
+    given = ("--data", str(tmp_path / "own"), "--hold-out", "4", "--json")
+    assert finetune(root, tmp_path / "out", *given, dataset="pictures") == 0
+    held_out = json.loads(capsys.readouterr().out)["held_out"]
+    assert held_out["measure"] == "accuracy, its own answers before being right"
+    assert held_out["one_device"] == 1.0
+    assert finetune(root, tmp_path / "task", *given, "--loss", "task", dataset="pictures") == 2
+    assert "has no labels, which --loss task learns" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system of so many kB; skipped where only root may."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size_kb: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(place)]
+        if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("a small file system needs root")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_without_room(root: Path, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Is told before anything is trained."""
+    disk = small_disk(16)
+    assert finetune(root, disk / "out") == 2
+    assert "make room" in capsys.readouterr().err.splitlines()[-1]
+    assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_is_full_in_the_end(
+    root: Path, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Costs nothing that was trained: its checkpoint is there, and --resume writes the model once there is room."""
+    weights_kb = (root / "vit" / "model.safetensors").stat().st_size // 1024
+    disk = small_disk(2 * weights_kb)
+    filler = disk / "filler"
+    assert finetune(root, disk / "out", "--checkpoint-every", "100", "--hold-out", "0") == 0  # there is room
+    shutil.rmtree(disk / "out")
+    step = Trainer.save
+
+    def fills(self: Trainer, path: Path) -> None:
+        step(self, path)
+        filler.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 32 * 1024)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "save", fills)
+        assert finetune(root, disk / "out", "--checkpoint-every", "100", "--hold-out", "0") == 2
+    assert "--resume" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(path.name for path in disk.iterdir()) == ["filler", "out.checkpoint"]
+    filler.unlink()
+    assert finetune(root, disk / "out", "--checkpoint-every", "100", "--hold-out", "0", "--resume") == 0
+    assert sorted(path.name for path in disk.iterdir()) == ["out"]
+
+
 def test_models_and_places_that_cannot_be_used(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model without labels, one for other inputs, a directory that exists, a place that does not."""
     assert finetune(root, tmp_path / "out", model="bare") == 2
@@ -186,10 +261,18 @@ def test_models_and_places_that_cannot_be_used(root: Path, tmp_path: Path, capsy
     assert finetune(root, tmp_path / "out", model="few") == 2
     assert finetune(root, tmp_path) == 2
     assert finetune(root, tmp_path / "no" / "out") == 2
+    assert finetune(root, Path("/proc/out")) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
     for line, words in zip(
         errors,
-        ("ViTModel is none", "classifies pictures", "do not match the model's head", "exists", "no directory"),
+        (
+            "ViTModel is none",
+            "classifies pictures",
+            "do not match the model's head",
+            "exists",
+            "no directory",
+            "cannot be written",
+        ),
         strict=True,
     ):
         assert words in line

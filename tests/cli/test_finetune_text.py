@@ -17,7 +17,7 @@ from edgeprism.evaluate.finetune import Trainer
 from tests.evaluate.tiny import learn, running_text, write_data, write_model_directory
 
 NUM_WINDOWS, NUM_HELD_OUT, WINDOW = 420, 20, 16
-TINY = ("--batch", "4", "--steps", "6", "--checkpoint-every", "2", "--rank", "4", "--hold-out", "0")
+TINY = ("--batch", "4", "--steps", "6", "--checkpoint-every", "2", "--hold-out", "0")
 
 
 @pytest.fixture(scope="module")

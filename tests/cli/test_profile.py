@@ -141,6 +141,7 @@ def _edited(home: Path, path: Path) -> list[str]:
         (lambda home, path: [str(home / "model"), "--map", str(home / "none.json")], "cannot be read"),
         (lambda home, path: [str(home / "model")], "--explain needs"),
         (lambda home, path: [str(home / "model"), "--map", str(path), "--rate", "0"], "--rate must be"),
+        (lambda home, path: [str(home / "model"), "--map", str(path), "--rate", "inf"], "--rate must be"),
         (lambda home, path: [str(home / "model"), "--local-workers", "2", "--dtype", "bfloat16"], "edgeprism profile"),
     ],
 )

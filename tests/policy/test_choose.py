@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprism.errors import InputError
-from edgeprism.policy.choose import HALF_LIFE_S, Policy, describe
+from edgeprism.policy.choose import HALF_LIFE_S, MAX_KNOWN, Policy, describe
 from edgeprism.policy.explain import as_document, as_text
 from edgeprism.policy.network import Network
 from edgeprism.policy.table import TablePolicy
@@ -180,9 +180,14 @@ def test_a_device_that_could_not_be_measured() -> None:
     first, second, third = found.costs.devices
     lost = replace(third, compute=(), wire=(), codecs={})
     found = replace(found, costs=replace(found.costs, devices=(first, second, lost)))
-    decision = policy(found, drop=5.0).decide(8, 197, network(1000, found))
-    assert decision.chosen.plan.strategy != "local"
-    assert all(one.plan.num_devices == 1 or not one.plan.shares[2] for one in decision.candidates)
+    for deciding in (
+        policy(found, drop=5.0),
+        policy(found, objective="energy"),
+        TablePolicy(found, points_lost=lambda codec, num: 2.4, max_accuracy_drop=5.0),
+    ):
+        decision = deciding.decide(8, 197, network(1000, found))
+        assert any(one.plan.num_devices == 3 for one in decision.candidates)
+        assert all(one.plan.num_devices == 1 or not one.plan.shares[2] for one in decision.candidates)
     assert "int8" in found.codecs
 
 
@@ -195,6 +200,33 @@ def test_explain_shows_every_part() -> None:
     document = as_document(decision)
     assert document["chosen"] == decision.chosen.plan.to_json()
     assert len(document["candidates"]) == len(decision.candidates)
+
+
+def test_throughput_counts_the_transfer() -> None:
+    """Of batches, which run one after the other: a fast device behind a slow link gives less."""
+    found = performance_map((1.0, 2.0), rate_mbit=5.0)
+    decision = policy(found, objective="throughput").decide(8, 197, network(5, found))
+    assert decision.chosen.total_s <= decision.local.total_s
+    assert decision.chosen.plan.num_devices == 1 or decision.chosen.plan.shares[1] < 0.5
+
+
+def test_a_request_that_was_given_up_counts_at_once() -> None:
+    """It would have taken longer still; one that was given up early says nothing."""
+    deciding = policy()
+    before = deciding.decide(8, 197, network(400), now_s=0.0)
+    took_s = 3 * before.chosen.total_s
+    deciding.observe(before.chosen.plan, 8, 197, took_s, before.chosen.total_s, 0.0, is_bound=True)
+    assert deciding.correction(before.chosen.plan, 8, 197, 0.0) == pytest.approx(3.0)
+    deciding.observe(before.chosen.plan, 8, 197, 0.1, before.chosen.total_s, 0.0, is_bound=True)
+    assert deciding.correction(before.chosen.plan, 8, 197, 0.0) == pytest.approx(3.0)
+
+
+def test_many_lengths_are_forgotten() -> None:
+    """What is known of requests stays bounded."""
+    deciding = policy()
+    for batch in range(1, 600):
+        deciding.observe(Plan.local(), batch, 197, 1.0, 1.0, 0.0)
+    assert len(deciding._seen) == MAX_KNOWN
 
 
 @pytest.mark.parametrize(("objective", "drop"), [("speed", None), ("latency", -1.0), ("latency", 101.0)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeprism.policy.estimate import MIN_PROBE_BYTES, PROBE_PART, Estimate
+from edgeprism.policy.estimate import MIN_PROBE_BYTES, PROBE_PART, Estimate, ProbeSeconds
 from tests.policy.maps import costs
 
 MBIT = 1e6 / 8
@@ -15,12 +15,17 @@ def estimate(rate_mbit: float = 400.0) -> Estimate:
     return Estimate(costs(rate_mbit=rate_mbit))
 
 
+def probed(num_bytes: int, rate_mbit: float, back_mbit: float | None = None, latency_s: float = 1e-4) -> ProbeSeconds:
+    """On a link of that rate, both ways unless said otherwise."""
+    out, back = (2 * latency_s + num_bytes / (rate * MBIT) for rate in (rate_mbit, back_mbit or rate_mbit))
+    return ProbeSeconds(empty=2 * latency_s, out=out, back=back)
+
+
 def probe(one: Estimate, rate_mbit: float, now_s: float) -> float:
     """One probe on a link of that rate; how long it took."""
     num_bytes = one.probe_bytes(1)
-    seconds = 2e-4 + num_bytes / (rate_mbit * MBIT)
-    one.saw_probe(1, num_bytes, seconds, now_s)
-    return seconds
+    one.saw_probe(1, num_bytes, seconds := probed(num_bytes, rate_mbit), now_s)
+    return seconds.empty + seconds.out + seconds.back
 
 
 def rate_mbit(one: Estimate) -> float:
@@ -42,7 +47,7 @@ def test_two_probes_find_a_rate(new: float) -> None:
 def test_one_probe_that_met() -> None:
     """One probe that met a stall is corrected by the next."""
     one = estimate()
-    one.saw_probe(1, one.probe_bytes(1), 0.5, 0.0)
+    one.saw_probe(1, one.probe_bytes(1), ProbeSeconds(empty=2e-4, out=0.5, back=1e-3), 0.0)
     probe(one, 400, 0.0)
     probe(one, 400, 0.0)
     assert rate_mbit(one) == pytest.approx(400, rel=0.1)
@@ -69,11 +74,47 @@ def test_a_request_that_took() -> None:
 def test_a_request_that_took_much() -> None:
     """A request that took much longer puts its links under suspicion."""
     one = estimate()
-    one.saw_probe(1, MIN_PROBE_BYTES, 2e-4 + MIN_PROBE_BYTES / (400 * MBIT), 0.0)
+    one.saw_probe(1, MIN_PROBE_BYTES, probed(MIN_PROBE_BYTES, 400.0), 0.0)
     assert one.due(0.001, among=[1]) is None
     assert one.saw_request([1], 2.0, lambda factor: 0.5 + 0.5 / factor)
     assert one.due(0.001, among=[1], only_suspected=True) == 1
     assert one.probe_bytes(1) == MIN_PROBE_BYTES, "it may be slow by now"
+
+
+def test_the_slower_direction_counts() -> None:
+    """Rows travel both ways."""
+    one = estimate(100.0)
+    for _ in range(2):
+        num_bytes = one.probe_bytes(1)
+        one.saw_probe(1, num_bytes, probed(num_bytes, 100.0, back_mbit=20.0), 0.0)
+    assert rate_mbit(one) == pytest.approx(20, rel=0.1)
+
+
+@pytest.mark.parametrize("latency_s", [0.02, 1e-4])
+def test_a_delay_is_no_rate(latency_s: float) -> None:
+    """A link that has become longer, or shorter, is as fast as before."""
+    one = Estimate(costs(rate_mbit=400.0, latency_s=0.01))
+    for _ in range(2):
+        num_bytes = one.probe_bytes(1)
+        one.saw_probe(1, num_bytes, probed(num_bytes, 400.0, latency_s=latency_s), 0.0)
+    assert rate_mbit(one) == pytest.approx(400, rel=0.1)
+    assert one.network.links[0].latency_s == pytest.approx(latency_s)
+
+
+def test_a_plan_that_hardly_sends_blames_no_link() -> None:
+    """It is the plan that takes longer than predicted."""
+    one = estimate()
+    probe(one, 400, 0.0)
+    assert not one.saw_request([1], 1.2, lambda factor: 0.99 + 0.01 / factor)
+
+
+def test_slow_links_are_not_probed_before_every_request() -> None:
+    """Suspicion or not: a probe there takes long."""
+    one = estimate(1.0)
+    probe(one, 1.0, 0.0)
+    one.saw_timeout([1])
+    assert one.due(0.5, among=[1]) is None
+    assert one.due(60.0, among=[1]) == 1
 
 
 def test_a_request_on_one() -> None:

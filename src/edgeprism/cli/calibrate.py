@@ -77,6 +77,8 @@ def execute(args: argparse.Namespace) -> int:
     files = []
     for calibration in made:
         path = _place(args.out, calibration)
+        if path.exists():
+            say(f"the tables that {path} held before are replaced")
         calibration.write(path)
         files.append({"codec": str(calibration.codec), "file": str(path), **calibration.source})
     if args.json:

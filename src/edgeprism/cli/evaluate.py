@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli.accuracy_table import accuracy_table
 from edgeprism.cli.bar import progress_bar, quiet, say
-from edgeprism.cli.source import config_directory
+from edgeprism.cli.source import config_directory, tokens_of_pictures
 from edgeprism.errors import EdgeprismError, InputError, PlanError
 from edgeprism.need_torch import need_torch
 from edgeprism.specs.accuracy import AccuracyFile, AccuracyRecord
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.plan import Plan, parse_shares
+from edgeprism.strategies.sequence.partition import token_bounds
 
 if TYPE_CHECKING:
     from edgeprism.codecs.calibration import Calibration
@@ -99,17 +100,29 @@ def execute(args: argparse.Namespace) -> int:
         "num_inputs": task.num_inputs,
         "duration_s": round(time.monotonic() - began_s, 3),
         "results": [record.to_json() for record in records],
-        "notes": [*job.dataset.notes, *task.notes],
+        "notes": [*job.dataset.notes, *task.notes, *_seen_before(job.dataset, calibrations)],
         "accuracy_file": str(job.accuracy_file),
     }
     try:
-        _keep(job.accuracy_file, records)
+        passed_over = _keep(job.accuracy_file, records)
     finally:  # what took minutes is shown, wherever it could not be kept
         print(json.dumps(document, indent=2) if args.json else accuracy_table(records), flush=True)
     for note in document["notes"]:
         say(note)
-    say(f"kept in {job.accuracy_file}")
+    for record in passed_over:
+        many = f"{record.num_inputs} inputs, more than the {task.num_inputs} of now"
+        say(f"{record.codec}: {job.accuracy_file} keeps an earlier measurement on {many}")
+    if len(passed_over) < len(records):
+        say(f"kept in {job.accuracy_file}")
     return 0
+
+
+def _seen_before(dataset: Dataset, calibrations: Mapping[str, Calibration]) -> Iterator[str]:
+    """Tables that were made from the very part of the data that is measured on: their codecs look better than they
+    are."""
+    for name, one in calibrations.items():
+        if (one.source.get("dataset"), one.source.get("split")) == (dataset.name, dataset.split):
+            yield f"{name}: its tables were made from {dataset.name} {dataset.split}, which it is measured on here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +142,8 @@ class _Job:
 
 def _check(args: argparse.Namespace) -> _Job:
     """All that can be refused before torch and the weights take their seconds."""
+    if args.device not in (None, "cpu", "cuda"):
+        raise InputError(f"--device must be cpu or cuda, not {args.device!r}")
     for name, value in (("--batch", args.batch), ("--limit", args.limit), ("--window", args.window)):
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
@@ -145,6 +160,7 @@ def _check(args: argparse.Namespace) -> _Job:
     dataset = load_dataset(args.dataset, split=args.split, data=args.data).first(args.limit)
     check_head(dataset, spec)
     metrics = choose_metrics(dataset, args.metric)
+    _check_codecs(plans, directory, spec)
     names_labels = bool(dataset.labels) and metrics != (AGREEMENT,)
     stands_for = match_labels(dataset, head_labels(directory, spec.num_labels)) if names_labels else None
     accuracy_file = args.accuracy_file or cache_root() / "accuracy.json"
@@ -162,6 +178,15 @@ def _check(args: argparse.Namespace) -> _Job:
     )
 
 
+def _check_codecs(plans: Sequence[Plan], directory: Path, spec: ModelSpec) -> None:
+    """PlanError for a codec that no input is long enough for: one would throw away what the others gave."""
+    num_tokens = spec.fixed_tokens or (tokens_of_pictures(directory, spec) if spec.is_vision else None)
+    for plan in plans:
+        for start, stop in token_bounds(num_tokens or spec.max_tokens, plan.shares):
+            if stop > start:
+                plan.codec.num_rows(stop - start)
+
+
 def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
     """One for each codec, over the same devices."""
     if args.shares is None:
@@ -171,6 +196,7 @@ def _plans(args: argparse.Namespace) -> tuple[Plan, ...]:
         shares = parse_shares(args.shares)
         if args.devices not in (None, len(shares)):
             raise PlanError(f"--shares names {len(shares)} devices and --devices {args.devices}; give one of the two")
+    Plan(strategy="sequence", shares=shares)  # says what is wrong with them
     if sum(share > 0 for share in shares) < 2:
         raise PlanError("a codec matters from two devices on: one device sends nothing")
     codecs = [CodecSpec.parse(text) for text in args.codec.split(",")]
@@ -245,10 +271,11 @@ def _records(
     return measure(subject, job.metrics, exact, list(zip(job.plans, answered, strict=True)))
 
 
-def _keep(path: Path, records: Sequence[AccuracyRecord]) -> None:
+def _keep(path: Path, records: Sequence[AccuracyRecord]) -> list[AccuracyRecord]:
+    """Those that the file keeps in place of what was measured now."""
     from edgeprism.evaluate.accuracy_file import add_records
 
-    add_records(path, records)
+    return add_records(path, records)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 RATES = {"low-rank": 1.5e-4, "full": 2e-5}
 """Default peak learning rates."""
+RANK = 16
 WARMUP = 0.05  # of the steps
 PERIOD_S = 10.0
 
@@ -60,17 +60,17 @@ def execute(args: argparse.Namespace) -> int:
     examples = make_examples(data, directory, spec, codec, args.devices, args.window)
     for note in examples.notes:
         say(note)
-    document = _train(args, examples, checkpoint)
+    document = _train(args, spec, examples, checkpoint)
     print(json.dumps(document, indent=2) if args.json else _summary(document), flush=True)
     return 0
 
 
-def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> dict[str, Any]:
+def _train(args: argparse.Namespace, spec: ModelSpec, examples: Examples, checkpoint: Path) -> dict[str, Any]:
     """Trains, scores, writes; what it did, as a document."""
     import torch
 
     from edgeprism.evaluate.finetune import Trainer
-    from edgeprism.evaluate.write_model import write_model
+    from edgeprism.evaluate.write_model import check_space, write_model
     from edgeprism.models.load import directory_of, load_pretrained
     from edgeprism.models.manifest import fingerprint
     from edgeprism.runtime.calibrations import find, place_of
@@ -79,11 +79,18 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
     tables = find(args.model, [codec], args.calibration).get(str(codec))
     indices, held_out = _divide(examples.indices[: args.limit], args.hold_out, examples.most_held_out)
     settings = _settings(args, examples, indices)
+    device = _device(args.device)
+    if settings.rank > (widest := min(spec.hidden_size, spec.intermediate_size)):
+        raise InputError(f"--rank {settings.rank} is more than this model's matrices have ({widest}); use --full")
     student: Any = load_pretrained(args.model)
     examples.check_head(student.config)
+    check_space(args.output, student)
     stored_dtype = student.dtype
-    device = _device(args.device)
     student.float().to(device)
+    if not examples.has_targets:
+        if settings.loss == "task":
+            raise InputError(f"{args.dataset} has no labels, which --loss task learns; leave it out, or give labels")
+        examples.take_answers(student, held_out, settings.dtype)
     before = _scores(student, examples, held_out, settings, tables, names=("one_device", "codec"))
     teacher: Any = None
     if settings.loss == "distil":
@@ -98,10 +105,8 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
     if args.resume:
         trainer.resume(checkpoint)
         say(f"going on after step {trainer.num_steps_done}")
-    began_s = time.monotonic()
     with _progress(settings.num_steps, trainer.num_steps_done) as told:
-        trainer.run(_and_save(trainer, checkpoint, args.checkpoint_every, told))
-    duration_s = time.monotonic() - began_s
+        trainer.run(_and_save(trainer, checkpoint, args.checkpoint_every, settings.num_steps, told))
     model: Any = trainer.finish()
     model.to(stored_dtype).float()  # scored as it is stored
     after = _scores(model, examples, held_out, settings, tables, names=("finetuned_one_device", "finetuned_codec"))
@@ -113,11 +118,14 @@ def _train(args: argparse.Namespace, examples: Examples, checkpoint: Path) -> di
         "num_trained_weights": trainer.num_trained,
         "device": device,
         "torch": torch.__version__,
-        "duration_s": round(duration_s, 1),
+        "duration_s": round(trainer.trained_s, 1),
         "held_out": {"num_inputs": len(held_out), "measure": examples.measure, **before, **after},
     }
     model.to(stored_dtype).cpu()
-    write_model(model, directory_of(args.model), args.output, document)
+    try:
+        write_model(model, directory_of(args.model), args.output, document)
+    except InputError as exc:
+        raise InputError(f"{exc}; make room, then the same command with --resume writes what was trained") from exc
     checkpoint.unlink(missing_ok=True)
     if tables is not None:  # it was trained with these, and others would cost what was won
         tables = replace(tables, fingerprint=fingerprint(args.output))
@@ -139,14 +147,14 @@ def _settings(args: argparse.Namespace, examples: Examples, indices: list[int]) 
     from edgeprism.evaluate.finetune import Settings
 
     batch_size = args.batch or examples.default_batch
-    num_steps = args.steps or max(1, round(args.epochs * len(examples.batches(indices, batch_size))))
+    num_steps = args.steps or max(1, round((args.epochs or 1.0) * len(examples.batches(indices, batch_size))))
     return Settings(
         codec=str(CodecSpec.parse(args.codec)),
         num_devices=args.devices,
         num_steps=num_steps,
         batch_size=batch_size,
         learning_rate=args.lr or RATES["full" if args.full else "low-rank"],
-        rank=0 if args.full else args.rank,
+        rank=0 if args.full else args.rank or RANK,
         loss=args.loss,
         dtype=args.dtype,
         seed=args.seed,
@@ -181,9 +189,9 @@ def _checkpoint(args: argparse.Namespace) -> Path:
     return path
 
 
-def _and_save(trainer: Trainer, checkpoint: Path, every: int, told: OnStep) -> OnStep:
+def _and_save(trainer: Trainer, checkpoint: Path, every: int, num_steps: int, told: OnStep) -> OnStep:
     def on_step(num_done: int, loss: float) -> None:
-        if num_done % every == 0:
+        if num_done % every == 0 or num_done == num_steps:  # what is trained must outlive a disk that is full
             trainer.save(checkpoint)
         told(num_done, loss)
 
@@ -213,8 +221,6 @@ def _progress(num_steps: int, num_done: int) -> Iterator[Callable[[int, float], 
 def _device(name: str | None) -> str:
     import torch
 
-    if name not in (None, "cpu", "cuda"):
-        raise InputError(f"--device must be cpu or cuda, not {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device here; use --device cpu")
     return name or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -39,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--loss",
         choices=("distil", "task"),
         default="distil",
-        help="learn the model's own answers on one device, which takes no labels, or labels or next tokens "
+        help="learn the model's own answers on one device, whatever the labels say, or labels or next tokens "
         "(default: distil)",
     )
     parser.add_argument("--full", action="store_true", help="train every weight, not low-rank changes of them")
-    parser.add_argument("--rank", type=int, default=16, metavar="R", help="rank of the changes (default: 16)")
-    parser.add_argument("--epochs", type=float, default=1.0, metavar="E", help="passes over the data (default: 1)")
+    parser.add_argument("--rank", type=int, metavar="R", help="rank of the changes (default: 16)")
+    parser.add_argument("--epochs", type=float, metavar="E", help="passes over the data (default: 1)")
     parser.add_argument("--steps", type=int, metavar="N", help="batches to train on, instead of --epochs")
     parser.add_argument(
         "--batch", type=int, metavar="B", help="inputs in one step (default: 32, of running text 4 windows)"
@@ -83,9 +83,17 @@ def check(args: argparse.Namespace) -> CodecSpec:
         raise InputError(f"--hold-out must not be negative, and is {args.hold_out}")
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed must be between 0 and {2**32 - 1}, not {args.seed}")
+    if args.device not in (None, "cpu", "cuda"):
+        raise InputError(f"--device must be cpu or cuda, not {args.device!r}")
+    if args.full and args.rank is not None:
+        raise InputError("--full trains every weight, --rank low-rank changes of them; give one of the two")
+    if args.steps is not None and args.epochs is not None:
+        raise InputError("--steps and --epochs both say how long to train; give one of the two")
     if args.dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype must be float32 or bfloat16, not {args.dtype!r}")
     codec = CodecSpec.parse(args.codec)
+    if codec.is_exact:
+        raise InputError("codec exact costs nothing, so there is nothing to learn; name a lossy one")
     Plan.even("sequence", args.devices, codec)
     if args.devices < 2:
         raise InputError(f"--devices must be at least 2, not {args.devices}: on one device nothing travels")

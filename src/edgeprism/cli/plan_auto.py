@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from edgeprism.errors import InputError
@@ -23,7 +24,7 @@ from edgeprism.specs.performance_map import PerformanceMap
 def decide(args: argparse.Namespace, directory: Path, dtype: str, num_tokens: int, notes: list[str]) -> Decision | None:
     """The decision for such a request; None, with a note, where there is no map. InputError for a map that does not fit
     the model, the dtype or the cluster."""
-    if args.rate is not None and not args.rate > 0:
+    if args.rate is not None and not 0 < args.rate < math.inf:
         raise InputError(f"--rate must be more than 0 Mbit/s, not {args.rate:g}")
     found = _map(args, directory, dtype, notes)
     if found is None:
@@ -48,13 +49,15 @@ def _map(args: argparse.Namespace, directory: Path, dtype: str, notes: list[str]
             raise InputError("--explain needs --cluster, --local-workers or --map: the devices to choose among")
         notes.append("plan auto is local on one device; name devices with --cluster, --local-workers or --map")
         return None
-    key = ""
+    keys = [""]
     if args.cluster is not None:
-        key = of_members(ClusterFile.read(Path(args.cluster)).members)
-    elif named:
-        key = of_processes(divide_cores(args.local_workers))
+        keys = [of_members(ClusterFile.read(Path(args.cluster)).members)]
+    elif named:  # with links of a set rate the same processes are another cluster; either will do here
+        cores = divide_cores(args.local_workers)
+        keys = [of_processes(cores), of_processes(cores, is_paced=True)]
     identity = fingerprint(directory)
-    path = args.map or place_of(identity, key, dtype)
+    places = [place_of(identity, key, dtype) for key in keys]
+    path = args.map or next((place for place in places if place.exists()), places[0])
     option = f"--cluster {args.cluster}" if args.cluster else f"--local-workers {args.local_workers}"
     if args.map is None and not path.exists():
         command = f"run: edgeprism profile {args.model} {option}"
@@ -63,6 +66,7 @@ def _map(args: argparse.Namespace, directory: Path, dtype: str, notes: list[str]
         notes.append(f"plan auto is local, since these devices have no performance map; {command}")
         return None
     found = PerformanceMap.read(path)
+    key = found.cluster if found.cluster in keys else keys[0]
     misfit = found.misfit(fingerprint=identity, dtype=dtype, cluster=key or found.cluster, devices={})
     if misfit:
         raise InputError(

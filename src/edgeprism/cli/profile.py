@@ -135,6 +135,7 @@ def _measure(
                 engine, identity, before=before, calibrations={name: one.digest for name, one in tables.items()}
             )
             say(f"measuring {cluster.num_devices} devices and their links")
+            until_s = time.monotonic() + 60 * args.minutes
             try:
                 reached = profiler.look_around()
                 if before is not None:
@@ -144,9 +145,9 @@ def _measure(
                 )
                 profiler.measure_powers(wanted.points[0].num_tokens)
                 with progress_bar(wanted.num_passes) as done:
-                    profiler.run(wanted, until_s=time.monotonic() + 60 * args.minutes, done=done)
+                    profiler.run(wanted, until_s=until_s, done=done)
             except BaseException:
-                if profiler.has_measured:
+                if profiler.has_news:
                     _keep(profiler, path)
                 raise
             found = profiler.result()

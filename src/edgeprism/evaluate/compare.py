@@ -39,7 +39,10 @@ def choose_metrics(dataset: Dataset, asked: str | None) -> tuple[str, ...]:
     applying = applying_metrics(dataset)
     if asked is None:
         if dataset.targets is None and dataset.kind in ("pictures", "texts"):
-            raise InputError(f"{dataset.name} {dataset.split} has no labels; only --metric agreement can be measured")
+            raise InputError(
+                f"{dataset.name} {dataset.split} has no labels{dataset.why_no_targets}; only --metric agreement can be "
+                "measured"
+            )
         return dataset.metrics
     if asked not in METRIC_NAMES:
         raise InputError(f"unknown metric {asked!r}; use one of {', '.join(METRIC_NAMES)}")

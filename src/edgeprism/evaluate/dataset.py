@@ -52,6 +52,8 @@ class Dataset:
     notes: tuple[str, ...] = ()
     content: str = ""
     """Of one's own files: what tells them from others of the same name, `digest_of` all inputs and targets."""
+    why_no_targets: str = ""
+    """For the message where they are needed, such as what the header of a file has."""
 
     def __post_init__(self) -> None:
         if not len(self.inputs):

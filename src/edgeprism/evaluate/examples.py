@@ -41,9 +41,14 @@ class Examples(ABC):
     default_batch: ClassVar[int]
     most_held_out: ClassVar[int]
     """How many inputs tell enough, unless more are asked for."""
+    has_targets = True
+    """Whether the data has what is to be learnt; without it the model's own answers can be."""
 
     def check_head(self, config: Any) -> None:  # noqa: B027  # most heads can be
         """InputError where the head of a model with this config cannot be trained on these targets."""
+
+    def take_answers(self, model: PreTrainedModel, indices: Indices, dtype: str) -> None:  # noqa: B027
+        """Where there are no targets: what ``model`` answers to these inputs on one device is right from now on."""
 
     @abstractmethod
     def batches(self, indices: Indices, size: int, rng: np.random.Generator | None = None) -> list[Indices]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,6 +72,8 @@ class Trainer:
         assert (teacher is None) == (settings.loss == "task")
         torch.manual_seed(settings.seed)
         self.num_steps_done = 0
+        self.trained_s = 0.0
+        """Seconds of all steps, those before a checkpoint included."""
         self._settings, self._source = settings, source
         self._tables = None if calibration is None else calibration.digest
         self._examples, self._indices = examples, indices
@@ -97,7 +100,14 @@ class Trainer:
         start, settings = self.num_steps_done, self._settings
         batches = endless(self._examples, self._indices, settings.batch_size, settings.seed, start)
         for step, indices in zip(range(start, settings.num_steps), batches, strict=False):
+            began_s = time.monotonic()
             loss = self._step(step, indices)
+            self.trained_s += time.monotonic() - began_s
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"training has diverged: the loss of step {step + 1} is {loss:g}; nothing is written. Take a "
+                    f"smaller --lr than {settings.learning_rate:g}"
+                )
             self.num_steps_done = step + 1
             on_step(step + 1, loss)
 
@@ -110,18 +120,23 @@ class Trainer:
         return self._student
 
     def save(self, path: Path) -> None:
-        """Writes a checkpoint, the whole of it or none."""
+        """Writes a checkpoint, the whole of it or none. InputError where it cannot be written."""
         partial = path.with_name(path.name + ".partial")
-        torch.save(
-            {
-                "identity": self._identity(),
-                "num_steps_done": self.num_steps_done,
-                "trained": {name: parameter.detach() for name, parameter in self._trained.items()},
-                "optimiser": self._optimiser.state_dict(),
-            },
-            partial,
-        )
-        os.replace(partial, path)
+        checkpoint = {
+            "identity": self._identity(),
+            "num_steps_done": self.num_steps_done,
+            "trained_s": self.trained_s,
+            "trained": {name: parameter.detach() for name, parameter in self._trained.items()},
+            "optimiser": self._optimiser.state_dict(),
+        }
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as exc:  # torch says a full disk in its own way
+            partial.unlink(missing_ok=True)
+            why = exc.strerror if isinstance(exc, OSError) and exc.strerror else "is the disk full?"
+            raise InputError(f"checkpoint {path} cannot be written: {why}") from exc
 
     def resume(self, path: Path) -> None:
         """Goes on where the checkpoint in ``path`` stopped; InputError where it was made by another run."""
@@ -141,7 +156,7 @@ class Trainer:
             for name, parameter in self._trained.items():
                 parameter.copy_(checkpoint["trained"][name])
         self._optimiser.load_state_dict(checkpoint["optimiser"])
-        self.num_steps_done = checkpoint["num_steps_done"]
+        self.num_steps_done, self.trained_s = checkpoint["num_steps_done"], checkpoint.get("trained_s", 0.0)
 
     def _identity(self) -> dict[str, Any]:
         return {**asdict(self._settings), **self._source, "calibration": self._tables}

@@ -1,4 +1,4 @@
-"""Pictures and texts with labels, to train classifiers on.
+"""Pictures and texts, to train classifiers on: with labels, or without, for a model that learns its own answers.
 
 Texts of one batch have one length. Texts too short for the codec (fewer tokens on a device than one mean stands for)
 are left out.
@@ -33,8 +33,8 @@ SCORED_AT_ONCE = 32
 
 
 class Labelled(Examples):
-    """Inputs with one label or one value each. InputError where the model is no classifier of such inputs, or its
-    labels are others."""
+    """Inputs with one label or one value each, or with none. InputError where the model is no classifier of such
+    inputs, or its labels are others."""
 
     trains_head = True  # for new labels it may be a new one
     default_batch, most_held_out = 32, 500
@@ -43,7 +43,11 @@ class Labelled(Examples):
         check_head(data, spec)
         self.can_vary = spec.is_vision
         self.about: dict[str, Any] = {}
-        self.measure = "mean squared error" if data.is_regression else "accuracy"
+        self.has_targets = data.targets is not None
+        is_value = data.is_regression or (not self.has_targets and spec.num_labels == 1)
+        self.measure = "mean squared error" if is_value else "accuracy"
+        if not self.has_targets:
+            self.measure += " against its own answers before" if is_value else ", its own answers before being right"
         self._data = data
         self._targets = torch.from_numpy(_outputs(data, directory, spec))
         if spec.is_vision:
@@ -58,7 +62,8 @@ class Labelled(Examples):
         if not self.indices:
             raise PlanError(f"every text of {data.name} is too short for codec {codec} on {num_devices} devices")
         if num_left_out := len(self._lengths) - len(self.indices):
-            self.notes = (f"{num_left_out} texts are too short for codec {codec} and are left out",)
+            many = f"{num_left_out} of {len(self._lengths)}"
+            self.notes = (f"{many} texts are too short for codec {codec} and are left out",)
 
     def check_head(self, config: Any) -> None:
         if config.problem_type == "multi_label_classification":
@@ -101,6 +106,13 @@ class Labelled(Examples):
         return F.mse_loss(logits, wanted) if is_regression else divergence(logits, wanted, temperature)
 
     @torch.no_grad()
+    def take_answers(self, model: PreTrainedModel, indices: Indices, dtype: str) -> None:
+        for part in self.batches(indices, SCORED_AT_ONCE):
+            inputs, _ = self.batch(part)
+            logits = _logits(model, {name: tensor.to(model.device) for name, tensor in inputs.items()}, dtype).cpu()
+            self._targets[list(part)] = logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0]
+
+    @torch.no_grad()
     def score(self, model: PreTrainedModel, indices: Indices, dtype: str) -> float:
         """Share of the inputs whose largest logit is at their label; of values the mean squared error."""
         total = 0.0
@@ -123,7 +135,7 @@ def _logits(model: PreTrainedModel, inputs: Batch, dtype: str) -> Tensor:
 def _outputs(data: Dataset, directory: Path, spec: ModelSpec) -> npt.NDArray[Any]:
     """For each input the number of the head's output, or the value."""
     if data.targets is None:
-        raise InputError(f"{data.name} {data.split} has no labels")
+        return np.zeros(len(data.inputs), dtype=np.float32 if spec.num_labels == 1 else np.int64)
     if data.is_regression:
         return data.targets.astype(np.float32)
     stands_for = match_labels(data, head_labels(directory, spec.num_labels))

@@ -77,6 +77,12 @@ def _by_number(dataset: Dataset, head: Sequence[str]) -> Sequence[int] | None:
 
 
 def _mismatch(dataset: Dataset, head: Sequence[str], missing: Sequence[str]) -> str:
+    if all(re.fullmatch(r"-?\d+", label) for label in dataset.labels):
+        missing = [label for label in missing if not 0 <= int(label) < len(head)]
+        return (
+            f"the labels of {dataset.name} do not match the model's head: its outputs have the numbers 0 to "
+            f"{len(head) - 1}, and there are labels {_shown(missing)}"
+        )
     return (
         f"the labels of {dataset.name} do not match the model's head: it has no {_shown(missing)}; "
         f"its {len(head)} labels are {_shown(head)}"

@@ -7,6 +7,7 @@ core while the device computes.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from edgeprism.errors import LabError, NoLab
 from edgeprism.lab.namespaces import end, is_running, owner_of
 
 QUOTA_PERIOD_US = 5000  # the shortest whose quotas the kernel keeps: it accounts at clock ticks of 1 to 4 ms
+MIN_QUOTA_US = 1000  # that it takes
 SHARES, WEIGHT = 262144, 10000  # the most that versions 1 and 2 take; a session has 1024 and 100
 REMOVE_TIMEOUT_S = 5.0
 
@@ -69,15 +71,19 @@ class Groups:
 
     def set_quota(self, speed: float) -> None:
         """At most this part of a core, however free it is. NoLab where the kernel has nothing for it."""
-        quota_us = round(speed * QUOTA_PERIOD_US)
-        for directory in self.directories:
-            if (directory / "cpu.cfs_quota_us").exists():
-                (directory / "cpu.cfs_period_us").write_text(str(QUOTA_PERIOD_US))
-                (directory / "cpu.cfs_quota_us").write_text(str(quota_us))
-                return
-            if (directory / "cpu.max").exists():
-                (directory / "cpu.max").write_text(f"{quota_us} {QUOTA_PERIOD_US}")
-                return
+        period_us = max(QUOTA_PERIOD_US, math.ceil(MIN_QUOTA_US / speed))
+        quota_us = round(speed * period_us)
+        try:
+            for directory in self.directories:
+                if (directory / "cpu.cfs_quota_us").exists():
+                    (directory / "cpu.cfs_period_us").write_text(str(period_us))
+                    (directory / "cpu.cfs_quota_us").write_text(str(quota_us))
+                    return
+                if (directory / "cpu.max").exists():
+                    (directory / "cpu.max").write_text(f"{quota_us} {period_us}")
+                    return
+        except OSError as exc:
+            raise LabError(f"a quota of {speed:g} of a core cannot be set: {exc.strerror or exc}") from exc
         raise NoLab("devices that share a core need the control group `cpu` with quotas, which this kernel has not")
 
     def command(self, command: list[str]) -> list[str]:

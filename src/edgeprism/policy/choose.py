@@ -111,7 +111,8 @@ class Policy:
             raise InputError(f"unknown objective {objective!r}; use one of {', '.join(OBJECTIVES)}")
         if max_accuracy_drop is not None and not 0 <= max_accuracy_drop <= 100:
             raise InputError(f"the accuracy budget is 0 to 100 points, not {max_accuracy_drop:g}")
-        unknown = [index for index, one in enumerate(performance_map.costs.devices) if one.idle_w + one.busy_w == 0]
+        costs = performance_map.costs
+        unknown = [index for index in costs.measured if costs.devices[index].idle_w + costs.devices[index].busy_w == 0]
         if objective == "energy" and unknown:
             name = performance_map.devices[unknown[0]].name
             raise InputError(f"the performance map has no watts of {name}; run edgeprism profile --update")
@@ -166,15 +167,27 @@ class Policy:
         return decision
 
     def observe(
-        self, plan: Plan, batch: int, num_tokens: int, total_s: float, predicted_s: float, now_s: float
+        self,
+        plan: Plan,
+        batch: int,
+        num_tokens: int,
+        total_s: float,
+        predicted_s: float,
+        now_s: float,
+        *,
+        is_bound: bool = False,
     ) -> None:
-        """A request took so long; ``predicted_s`` as the map said for the network as it was found to be."""
+        """A request took so long; ``predicted_s`` as the map said for the network as it was found to be. ``is_bound``:
+        it was given up then, and would have taken longer."""
         if total_s <= 0 or predicted_s <= 0:
             return
         ratio = min(max(total_s / predicted_s, MIN_CORRECTION), MAX_CORRECTION)
         before = self.correction(plan, batch, num_tokens, now_s)
         seen = self._seen.setdefault((batch, num_tokens), {})
-        seen[_kind(plan)] = _Seen(ratio=before * (ratio / before) ** NEW_WEIGHT, at_s=now_s)
+        if is_bound and ratio <= before:
+            return
+        weight = 1.0 if is_bound else NEW_WEIGHT
+        seen[_kind(plan)] = _Seen(ratio=before * (ratio / before) ** weight, at_s=now_s)
         _forget_first(self._seen)
 
     def correction(self, plan: Plan, batch: int, num_tokens: int, now_s: float) -> float:
@@ -245,8 +258,6 @@ class Policy:
         score = prediction.total_s
         if self._objective == "energy":
             score = prediction.joules
-        elif self._objective == "throughput":
-            score = max(part.busy_s for part in prediction.parts) if plan.strategy == "replica" else prediction.total_s
         return Candidate(plan=plan, prediction=prediction, correction=correction, score=score * correction)
 
     def _allowed(self, num_devices: int) -> tuple[list[CodecSpec], list[str]]:

@@ -17,7 +17,8 @@ from edgeprism.policy.network import Network
 from edgeprism.specs.performance_map import Costs
 
 PROBE_PART = 0.01
-"""Of a link's time that probes may take."""
+"""Of a link's time that probes may take. One under suspicion is probed sooner, unless that takes long."""
+SUSPECT_S = 0.02
 PROBE_S = 0.004
 """That one should take: long against jitter."""
 MIN_PROBE_BYTES, MAX_PROBE_BYTES = 16 * 2**10, 256 * 2**10
@@ -27,20 +28,37 @@ MIN_RATE, MAX_RATE = 1e3, 1e10  # bytes per second
 SUSPICIOUS = 1.3
 """A link is suspected when a request says that it is so many times faster or slower than believed."""
 NEW_WEIGHT = 0.4
+LATENCY_JUMP_S = 1e-3
 JUMP = 1.4
-"""A rate that has changed by more is probed once more, and then taken over at once."""
+"""A rate (or a latency) that has changed by more is probed once more, and then taken over at once."""
 LOAD_WEIGHT = 0.3
 MIN_LOAD, MAX_LOAD = 0.5, 20.0
 LOAD_HALF_LIFE_S = 20.0
 """What is known of the load of a device that gets no work fades."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSeconds:
+    """Until the answer to a message was here: to an empty one, to one of many bytes, to one that has them sent back."""
+
+    empty: float
+    out: float
+    back: float
+
+
 @dataclass(slots=True, kw_only=True)
 class _Link:
     rate: float
+    latency_s: float
     next_probe_s: float = -inf
     is_suspected: bool = False
     has_jumped: bool = False
+
+    def needs_probe(self, now_s: float) -> bool:
+        """Whether it is under suspicion, and may be probed out of turn: to check a rate that has jumped, or where that
+        takes no time to speak of."""
+        is_short = 2 * MIN_PROBE_BYTES / self.rate <= SUSPECT_S
+        return self.is_suspected and (self.has_jumped or is_short or now_s >= self.next_probe_s)
 
 
 class Estimate:
@@ -48,7 +66,7 @@ class Estimate:
 
     def __init__(self, costs: Costs) -> None:
         self._network = Network.measured(costs)
-        self._links = {link.device: _Link(rate=link.bytes_per_s) for link in costs.links}
+        self._links = {link.device: _Link(rate=link.bytes_per_s, latency_s=link.latency_s) for link in costs.links}
         self._load = dict.fromkeys(range(len(costs.devices)), (1.0, -inf))
 
     @property
@@ -56,7 +74,7 @@ class Estimate:
         """As it is believed to be now."""
         network = self._network
         for device, link in self._links.items():
-            network = network.with_rate(device, link.rate)
+            network = network.with_link(device, link.rate, link.latency_s)
         return network
 
     def load(self, now_s: float) -> tuple[float, ...]:
@@ -78,8 +96,10 @@ class Estimate:
     def saw_request(self, devices: Sequence[int], total_s: float, total_at: Callable[[float], float]) -> bool:
         """A request among ``devices`` took so long; ``total_at`` predicts it with all their links so many times as fast
         as now believed. Whether that puts a link under suspicion."""
-        slow, fast = total_at(1 / SUSPICIOUS), total_at(SUSPICIOUS)
-        if fast <= total_s <= slow or (total_s < fast and fast > 0.97 * total_at(1.0)):
+        slow, usual, fast = (total_at(factor) for factor in (1 / SUSPICIOUS, 1.0, SUSPICIOUS))
+        if fast <= total_s <= slow or (total_s < fast and fast > 0.97 * usual):
+            return False
+        if total_s > slow and slow < 1.03 * usual:  # hardly any of its time is the network's
             return False
         return self._suspect(devices)
 
@@ -92,7 +112,7 @@ class Estimate:
         waiting = [
             device
             for device, link in self._links.items()
-            if device in among and (link.is_suspected or (now_s >= link.next_probe_s and not only_suspected))
+            if device in among and (link.needs_probe(now_s) or (now_s >= link.next_probe_s and not only_suspected))
         ]
         return min(waiting, key=lambda device: self._links[device].next_probe_s, default=None)
 
@@ -103,20 +123,22 @@ class Estimate:
             return MIN_PROBE_BYTES  # it may be slow by now
         return int(min(max(link.rate * PROBE_S, MIN_PROBE_BYTES), MAX_PROBE_BYTES))
 
-    def saw_probe(self, device: int, num_bytes: int, seconds: float, now_s: float) -> None:
-        """A probe with so many bytes came back after so long."""
+    def saw_probe(self, device: int, num_bytes: int, seconds: ProbeSeconds, now_s: float) -> None:
+        """A probe with so many bytes, out and then back, took so long; the slower direction counts."""
         link = self._links[device]
-        latency_s = self._network.links[device - 1].latency_s
-        rate = min(max(num_bytes / max(seconds - 2 * latency_s, seconds / 20), MIN_RATE), MAX_RATE)
-        ratio = rate / link.rate
-        if 1 / JUMP < ratio < JUMP:
+        latency_s = seconds.empty / 2
+        rate = min(num_bytes / max(one - seconds.empty, one / 20) for one in (seconds.out, seconds.back))
+        rate = min(max(rate, MIN_RATE), MAX_RATE)
+        ratio, later_s = rate / link.rate, abs(latency_s - link.latency_s)
+        if 1 / JUMP < ratio < JUMP and later_s < max(LATENCY_JUMP_S, (JUMP - 1) * link.latency_s):
             link.rate *= ratio**NEW_WEIGHT
+            link.latency_s += NEW_WEIGHT * (latency_s - link.latency_s)
             link.is_suspected = link.has_jumped = False
         else:
             # the first one that is far off may have met a stall; the second is believed
-            link.rate = rate
+            link.rate, link.latency_s = rate, latency_s
             link.has_jumped = link.is_suspected = not link.has_jumped
-        link.next_probe_s = now_s + seconds / PROBE_PART
+        link.next_probe_s = now_s + (seconds.empty + seconds.out + seconds.back) / PROBE_PART
 
     def probe_failed(self, device: int, num_bytes: int, waited_s: float, now_s: float) -> None:
         """It did not come back for so long."""

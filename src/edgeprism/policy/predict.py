@@ -187,7 +187,7 @@ class _Timeline:
         for device in sorted(self._devices, key=lambda device: ready[device]):
             for peer in readers:
                 if peer != device and not (self._is_causal and peer < device):
-                    came = self._send(device, peer, ready[device], self._works[device].block_bytes, both=True)
+                    came = self._send(device, peer, ready[device], self._works[device].block_bytes, len(self._devices))
                     arrivals[peer] = max(arrivals[peer], came)
         after = list(now)
         for device in self._devices:
@@ -225,9 +225,9 @@ class _Timeline:
             return done_s
         return self._send(device, COORDINATOR, done_s, self._works[device].result_bytes)
 
-    def _send(self, sender: int, receiver: int, ready_s: float, num_bytes: int, *, both: bool = False) -> float:
+    def _send(self, sender: int, receiver: int, ready_s: float, num_bytes: int, num_senders: int = 1) -> float:
         """When it has arrived; the sender's link is taken until it is on its way."""
-        rate = self._network.bytes_per_s(sender, receiver, both=both)
+        rate = self._network.bytes_per_s(sender, receiver, num_senders=num_senders)
         self._free[sender] = max(ready_s, self._free[sender]) + num_bytes / rate
         self.bytes_sent[sender] += num_bytes
         return self._free[sender] + self._network.latency_s(sender, receiver)

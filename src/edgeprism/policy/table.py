@@ -55,10 +55,10 @@ class TablePolicy(Policy):
 
     def _found(self, cell: Candidates, devices: Collection[int] | None) -> list[Candidate]:
         plans = [Plan.local()]
-        num_devices = len(self._map.devices)
+        num_devices = len(self._map.costs.measured)
         codec = CODEC if num_devices > 1 and CODEC in self._allowed(num_devices)[0] else EXACT
-        if num_devices > 1 and (devices is None or len(devices) == num_devices):
-            plans.append(Plan.even("sequence", num_devices, codec))
+        if num_devices > 1 and (devices is None or {*self._map.costs.measured} <= {*devices}):
+            plans.append(Plan.among("sequence", self._map.costs.measured, len(self._map.devices), codec))
         predictions = []
         for plan in list(plans):
             try:

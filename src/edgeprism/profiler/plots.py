@@ -163,11 +163,12 @@ class _Drawing:
 
     def _plans(self) -> dict[str, Plan]:
         plans = {"local": Plan.local()}
-        if self._num_devices > 1:
-            plans["replica"] = Plan.even("replica", self._num_devices)
+        known = self._map.costs.measured
+        if len(known) > 1:
+            plans["replica"] = Plan.among("replica", known, self._num_devices)
             names = dict.fromkeys((str(self._map.model.narrower(EXACT)), *self._map.codecs))
             plans |= {
-                f"sequence {name}": Plan.even("sequence", self._num_devices, CodecSpec.parse(name))
+                f"sequence {name}": Plan.among("sequence", known, self._num_devices, CodecSpec.parse(name))
                 for name in names
                 if name in self._map.codecs
             }

@@ -98,8 +98,7 @@ class _Group:
         return Plan(strategy="replica", shares=self._shares({device: 1.0}))
 
     def even(self, strategy: str, codec: CodecSpec = EXACT) -> Plan:
-        shares = self._shares(dict.fromkeys(self.devices, 1 / len(self.devices)))
-        return Plan(strategy=strategy, shares=shares, codec=codec)
+        return Plan.among(strategy, self.devices, self._num_devices, codec)
 
     def uneven(self, codec: CodecSpec) -> list[Plan]:
         """Each device once with most of the tokens."""

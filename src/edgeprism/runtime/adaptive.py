@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from edgeprism.errors import PeerError, PeerTimeout
 from edgeprism.policy.candidates import scaled
 from edgeprism.policy.choose import Decision, Policy
-from edgeprism.policy.estimate import Estimate
+from edgeprism.policy.estimate import Estimate, ProbeSeconds
 from edgeprism.policy.network import Network
 from edgeprism.policy.predict import Prediction, predict
 from edgeprism.runtime.link_probe import ping_s
@@ -29,8 +30,23 @@ PROBE_TIMEOUT_FACTOR = 8.0
 MIN_PROBE_TIMEOUT_S, MAX_PROBE_TIMEOUT_S = 0.02, 0.5
 MAX_PROBES = 8  # of suspected links before a request: it must not wait for a network that never stands still
 MIN_PATIENCE_S = 0.1
+SAME_RATE = 1.2  # a probe that finds a link within such a factor of what was believed has found nothing
 LATE = 1.1
 """A request with others is given up, and run here, when it has taken so many times as long as one here would."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unexplained:
+    """A request that took much longer, or less, than predicted, before anybody looked whether its links have changed.
+    ``network``: as it was believed to be."""
+
+    plan: Plan
+    batch: int
+    num_tokens: int
+    seconds: float
+    predicted_s: float
+    network: Network
+    has_failed: bool
 
 
 class Adaptive:
@@ -41,6 +57,7 @@ class Adaptive:
         self._estimate = Estimate(performance_map.costs)
         self._element_bytes = element_bytes_of(performance_map.dtype)
         self._met: set[tuple[str, str, int, int]] = set()
+        self._unexplained: _Unexplained | None = None
         self._floor_s = given_floor_s(MIN_PATIENCE_S)
 
     @property
@@ -64,8 +81,11 @@ class Adaptive:
         now_s = time.monotonic()
         if trace.failures:
             self._estimate.saw_timeout([device for device, share in enumerate(chosen.shares) if share])
+            waited_s = trace.total_s - sum(part.compute_s for part in trace.devices)  # what follows was run here
+            predicted_s = self._predict(replace(trace, plan=chosen), self.network).total_s
+            self._leave_open(trace, chosen, waited_s, predicted_s)
             return
-        kind = (trace.plan.strategy, str(trace.plan.codec), trace.batch, trace.num_tokens)
+        kind = (trace.plan.strategy, str(trace.plan.codec), trace.batch, trace.num_tokens.bit_length())
         if kind not in self._met:  # the first of a kind takes longer, on every device
             self._met.add(kind)
             return
@@ -84,9 +104,18 @@ class Adaptive:
                 faster = faster.with_rate(device, factor * network.links[device - 1].bytes_per_s)
             return correction * self._predict(trace, faster, ratios).total_s
 
-        if not used or not self._estimate.saw_request(used, trace.total_s, total_at):
-            predicted_s = total_at(1.0) / correction
+        predicted_s = total_at(1.0) / correction
+        if used and self._estimate.saw_request(used, trace.total_s, total_at):
+            self._leave_open(trace, trace.plan, trace.total_s, predicted_s)
+        else:
             self._policy.observe(trace.plan, trace.batch, trace.num_tokens, trace.total_s, predicted_s, now_s)
+
+    def _leave_open(self, trace: Trace, plan: Plan, seconds: float, predicted_s: float) -> None:
+        """Until its links have been probed: it was either they or the plan."""
+        self._unexplained = _Unexplained(
+            plan=plan, batch=trace.batch, num_tokens=trace.num_tokens, seconds=seconds, predicted_s=predicted_s,
+            network=self.network, has_failed=bool(trace.failures),
+        )  # fmt: skip
 
     def probe(self, ready: Collection[int]) -> None:
         """Probes a link to one of these devices, if one is due, and those under suspicion. While they have nothing in
@@ -97,6 +126,21 @@ class Adaptive:
                 break
             self._probe(device)
             device = self._estimate.due(time.monotonic(), among=ready, only_suspected=True)
+        self._explain(ready)
+
+    def _explain(self, ready: Collection[int]) -> None:
+        """What no link explains is the plan's own: it takes longer, or less, than predicted. Its devices may have to
+        come back before their links tell."""
+        one = self._unexplained
+        if one is None or any(share and device not in ready for device, share in enumerate(one.plan.shares)):
+            return
+        self._unexplained = None
+        pairs = zip(one.network.links, self.network.links, strict=True)
+        if any(not 1 / SAME_RATE < now.bytes_per_s / then.bytes_per_s < SAME_RATE for then, now in pairs):
+            return
+        self._policy.observe(
+            one.plan, one.batch, one.num_tokens, one.seconds, one.predicted_s, time.monotonic(), is_bound=one.has_failed
+        )
 
     def _predict(self, trace: Trace, network: Network, ratios: list[float] | None = None) -> Prediction:
         costs = self._map.costs if ratios is None else scaled(self._map.costs, ratios)
@@ -111,7 +155,11 @@ class Adaptive:
         expected_s = 2 * link.latency_s + num_bytes / link.bytes_per_s
         timeout_s = min(MAX_PROBE_TIMEOUT_S, max(MIN_PROBE_TIMEOUT_S, PROBE_TIMEOUT_FACTOR * expected_s))
         try:
-            seconds = ping_s(self._transport, device, num_bytes, timeout_s=timeout_s)
+            seconds = ProbeSeconds(
+                empty=ping_s(self._transport, device, 0, timeout_s=timeout_s),
+                out=ping_s(self._transport, device, num_bytes, timeout_s=timeout_s),
+                back=ping_s(self._transport, device, 0, echo_bytes=num_bytes, timeout_s=timeout_s),
+            )
             self._estimate.saw_probe(device, num_bytes, seconds, time.monotonic())
         except PeerTimeout as exc:
             log.info("a probe of device %d did not come back: %s", device, exc)

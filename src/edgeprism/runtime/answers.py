@@ -70,6 +70,11 @@ class RequestQueue:
         """Whether it takes nothing more."""
         return self._closed_why is not None
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a request waits to be begun."""
+        return bool(self._waiting)
+
     def put(self, answer: Answer) -> None:
         """Takes a request in. QueueFull if it is full and rejects; InputError once it is closed."""
         dropped: list[Answer] = []

@@ -358,14 +358,15 @@ class Coordinator:
         )
 
     def _timeout_s(self, kind: Hashable, plan: Plan, batch: int, num_tokens: int, limit_s: float) -> float:
-        """How long to wait for others: what the request was counted to take, or was seen to; ``limit_s`` at most, but
-        for the first of its kind."""
+        """How long to wait for others: what the request was counted to take, or was seen to; ``limit_s`` at most, and
+        somewhat more for the first of its kind."""
         cost = self._cost(plan, batch, num_tokens)
         speeds = [speed for speed, share in zip(self.speeds(), plan.shares, strict=False) if share and speed]
         compute_s = cost.busiest.macs / min(speeds, default=self._members.macs_per_s[0])
         num_bytes = sum(device.bytes_sent for device in cost.devices)
         timeout_s = self._patience.timeout_s(kind, of=EVERYBODY, compute_s=compute_s, num_bytes=num_bytes)
-        return min(timeout_s, limit_s) if self._patience.knows(kind) else timeout_s
+        slack = self._patience.slack(kind, of=EVERYBODY)
+        return timeout_s if slack is None else min(timeout_s, slack * limit_s)
 
     def _trace(self, request: Request, started_s: float, devices: tuple[DeviceTrace, ...]) -> Trace:
         trace = Trace(

@@ -12,6 +12,8 @@ FLOOR_S = 0.5
 WARM_UP_S = 0.7
 # Deadlines that are missed again and again grow, to so many times what was expected before the first.
 MAX_GROWTH = 4.0
+FIRST_OF_KIND = 1.5
+MAX_KINDS = 1024
 NEW_WEIGHT = 0.3  # of the newest request, against those before
 # Assumed of a link until a request of the same kind has been timed: 20 Mbit/s.
 ASSUMED_LINK_BYTES_PER_S = 2.5e6
@@ -39,15 +41,20 @@ class Patience:
         growth = min(2.0 ** max(0, num_doublings), MAX_GROWTH)
         return growth * max(self.floor_s, FACTOR * expected_s)
 
-    def knows(self, kind: Hashable) -> bool:
-        """Whether such a request was seen: the first of a kind takes longer."""
-        return kind in self._observed_s
+    def slack(self, kind: Hashable, *, of: Hashable) -> float | None:
+        """How many times longer than usual a request of ``kind`` may take: the first of a kind takes longer, and of the
+        very first of all nobody knows (None)."""
+        if kind in self._observed_s:
+            return 1.0
+        return FIRST_OF_KIND if of in self._warm else None
 
     def learn(self, kind: Hashable, seconds: float, *, of: Hashable) -> None:
         """Takes in how long an undisturbed request took."""
         before = self._observed_s.get(kind, seconds)
         self._observed_s[kind] = before + NEW_WEIGHT * (seconds - before)
         self._num_timeouts.pop(kind, None)
+        while len(self._observed_s) > MAX_KINDS:  # texts have many lengths
+            del self._observed_s[next(iter(self._observed_s))]
         self._warm.add(of)
 
     def learn_timeout(self, kind: Hashable) -> None:

@@ -26,7 +26,7 @@ from edgeprism.runtime.maps import facts_of
 from edgeprism.runtime.power import measure_powers
 from edgeprism.runtime.probe import facts
 from edgeprism.runtime.trace import Trace
-from edgeprism.specs.performance_map import DeviceFacts, LinkMeasured, PartMeasured, PerformanceMap, RequestMeasured
+from edgeprism.specs.performance_map import LinkMeasured, PartMeasured, PerformanceMap, RequestMeasured
 
 log = logging.getLogger(__name__)
 
@@ -54,19 +54,24 @@ class Profiler:
         self._engine, self._identity = engine, identity
         self._calibrations = calibrations or {}
         self._num_devices = len(identity.names)
-        self._devices: list[DeviceFacts] = []
+        self._devices = [facts_of(name, {}) for name in identity.names]
         self._links: dict[int, LinkMeasured] = {}
-        self._requests = list(before.requests) if before is not None else []
-        self._skipped: list[str] = []
+        self._requests: list[RequestMeasured] = []
         self._powers: list[Power] = []
-        self._is_complete = False
+        if before is not None:
+            self._devices, self._requests = list(before.devices), list(before.requests)
+            self._links = {link.device: link for link in before.links}
+            self._powers = [
+                (one.idle_w, one.busy_w, one.joules_per_megabyte, one.energy_source) for one in before.costs.devices
+            ]
+        self._skipped: list[str] = []
+        self._is_complete = self._has_news = False
 
     def look_around(self) -> tuple[int, ...]:
         """The devices and their links; those of them that can be measured."""
         engine = self._engine
         # on the thread that computes, with its own settings
         here = engine.on_device_thread(lambda _: facts(engine.computes_on))
-        self._devices = [facts_of(name, {}) for name in self._identity.names]
         self._devices[0] = facts_of(self._identity.names[0], here)
         reached = [0]
         for device in range(1, self._num_devices):
@@ -82,9 +87,9 @@ class Profiler:
         return tuple(reached)
 
     @property
-    def has_measured(self) -> bool:
-        """Whether there is anything to keep."""
-        return bool(self._requests)
+    def has_news(self) -> bool:
+        """Whether there is anything to keep that was not known before."""
+        return self._has_news
 
     def forget_changed(self, before: PerformanceMap) -> None:
         """Drops what was measured with a device that is not what it was. Links are measured anew in any case."""
@@ -116,6 +121,7 @@ class Profiler:
             else:
                 try:
                     self._requests.append(self._measured(point, done))
+                    self._has_news = True
                     continue
                 except (MemoryError, RuntimeError) as exc:
                     if "memory" not in str(exc).lower() and not isinstance(exc, MemoryError):

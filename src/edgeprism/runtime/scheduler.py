@@ -8,6 +8,7 @@ way at a time.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,6 +28,8 @@ from edgeprism.runtime.trace import Trace
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.replica.forward import batch_of
 from edgeprism.wire.transport import Transport
+
+log = logging.getLogger(__name__)
 
 NOT_OURS = "this engine is closed, or its cluster was given to a newer one; make a new engine"
 AUTO_GENERATES = "auto: local, which is how it generates; name plan sequence to prefill over all devices"
@@ -59,6 +62,7 @@ class Scheduler:
         self._singles = Singles(transport, model, self._members, patience, queue, numbers, cores)
         self._members.pass_on = self._singles.take
         self._adaptive: Adaptive | None = None
+        self._lesson: tuple[Trace, Plan] | None = None
         self._is_watching = False  # the links, while nothing is to be done: after a request under plan `auto`
 
     def step(self) -> None:
@@ -70,6 +74,7 @@ class Scheduler:
             self._queue.put_back(answer)
             self.look_around()
         self._queue.deliver()  # here, where a callback finds everything in order
+        self._learn()
 
     def choose_by(self, adaptive: Adaptive | None) -> None:
         """What chooses under plan `auto` from now on; None: it runs here."""
@@ -118,9 +123,18 @@ class Scheduler:
             self._queue.finish(answer, exc)
             return True
         self._queue.finish(answer, outcome.output)
-        if decision is not None and self._adaptive is not None:
-            self._adaptive.learn(outcome.trace, plan)  # who waits for the answer does not wait for this
+        if decision is not None:
+            self._lesson = outcome.trace, plan
         return True
+
+    def _learn(self) -> None:
+        """From the last request, when its answer is out: nobody waits for this."""
+        lesson, self._lesson = self._lesson, None
+        if lesson is not None and self._adaptive is not None:
+            try:
+                self._adaptive.learn(*lesson)
+            except Exception:  # a lesson that is lost is no reason to end the thread that everybody waits for
+                log.exception("a request under plan auto taught nothing")
 
     def _decision(self, answer: Answer) -> Decision | None:
         """What the policy says to a request under plan `auto`; None where there is none, or it is not asked."""
@@ -139,7 +153,7 @@ class Scheduler:
         self._transport.watch(max(0.0, min(LOOK_AROUND_S, self._singles.patience_s)))
         if self._transport.num_devices > 1:
             self._members.ready()  # takes in what came, tells and asks those that have to be
-            if self._adaptive is not None and self._is_watching and not self.is_busy:
+            if self._adaptive is not None and self._is_watching and not self.is_busy and not self._queue.has_waiting:
                 self._adaptive.probe(self.coordinator.ready())
         self._singles.collect()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,14 @@ class Plan:
     def local(cls) -> Plan:
         """Everything on the coordinator."""
         return cls(strategy="local", shares=(1.0,))
+
+    @classmethod
+    def among(
+        cls, strategy: str, devices: Sequence[int], num_devices: int, codec: CodecSpec = EXACT
+    ) -> Plan:  # fmt: skip
+        """Equal shares for some of ``num_devices`` devices."""
+        shares = tuple(1 / len(devices) if device in devices else 0.0 for device in range(num_devices))
+        return cls(strategy=strategy, shares=shares, codec=codec)
 
     @classmethod
     def even(cls, strategy: str, num_devices: int, codec: CodecSpec = EXACT) -> Plan:

@@ -102,7 +102,8 @@ def load_dataset(name: str, *, split: str | None = None, data: Path | None = Non
         raise InputError(f"{data} has no {name} ({split}) in it; {_formats(entry)}")
     from edgeprism.evaluate.datasets.hub import from_hub
 
-    return from_hub(name, split, looked_in=f"{_root() or 'EDGEPRISM_DATA, which is not set,'} has no {name} ({split})")
+    where = _root() or f"EDGEPRISM_DATA is not set, there is no {DEFAULT_FOLDER} here, and so nothing"
+    return from_hub(name, split, looked_in=f"{where} has no {name} ({split})")
 
 
 def training_split(name: str) -> str | None:

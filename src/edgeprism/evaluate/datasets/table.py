@@ -41,6 +41,7 @@ def load(path: Path, name: str, split: str) -> Dataset | None:
         if "path" in rows[0][1]
         else [tuple(row[column] for column in ("text", "text2") if column in row) for _, row in rows]
     )
+    columns = [] if not rows else list(rows[0][1])
     is_regression = targets is not None and targets.dtype.kind == "f"
     return Dataset(
         name=f"{name} {path.name}",
@@ -50,6 +51,7 @@ def load(path: Path, name: str, split: str) -> Dataset | None:
         targets=targets,
         labels=names,
         metrics=("pearson", "spearman") if is_regression else ("accuracy",),
+        why_no_targets=f" (no column label in its header, which has {', '.join(columns)})" if labels is None else "",
     )
 
 
