@@ -207,11 +207,20 @@ def _as_text(found: PerformanceMap) -> str:
         lines.append(f"  {'':<14}ms alone by batch  {times or 'not measured'}")
         costs = found.costs.devices[index]
         lines.append(f"  {'':<14}{costs.idle_w:.2f} W idle, {costs.busy_w:.2f} W more at work; {costs.energy_source}")
+    for index, name in enumerate(one.name for one in found.devices):
+        largest = [one for one in found.staging if one.device == index and one.num_bytes == 2**22]
+        if largest:
+            rates = ", ".join(
+                f"{one.direction} {one.num_bytes / one.seconds / 1e9:.1f} GB/s{' pinned' if one.is_pinned else ''}"
+                for one in largest
+            )
+            lines.append(f"  staging of {name}: {rates}")
     for link in found.links:
         lines.append(
             f"  link to {found.devices[link.device].name}: {1e3 * link.round_trip_s:.2f} ms round trip, "
             f"{link.to_bytes_per_s * 8e-6:.0f} Mbit/s out, {link.from_bytes_per_s * 8e-6:.0f} back, "
             f"{link.both_bytes_per_s * 8e-6:.0f} both ways at once"
+            + ("" if link.together_bytes_per_s is None else f", {link.together_bytes_per_s * 8e-6:.0f} with all others")
         )
     off = sorted(abs(error) for error in errors(found.costs, found.model, found.dtype, found.requests))
     lines.append(

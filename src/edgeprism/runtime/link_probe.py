@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def ping_s(transport: Transport, device: int, num_bytes: int, *, echo_bytes: int
 
 
 def ask(transport: Transport, device: int, what: str, *, timeout_s: float = 3.0) -> Any:
-    """What a worker says of itself: "facts" or "energy". PeerError when it does not answer, or not with that."""
+    """What a worker says of itself: "facts", "energy" or "staging". PeerError when it does not answer with that."""
     number = next(_numbers)
     transport.send(device, Kind.PING, epoch=transport.epoch, request=number, meta={what: True})
     frames = transport.wait_control(
@@ -60,6 +61,26 @@ def measure_link(transport: Transport, device: int) -> LinkMeasured:
         from_bytes_per_s=from_rate,
         both_bytes_per_s=_both(transport, device, round_trip_s, num_bytes),
     )
+
+
+def measure_together(transport: Transport, round_trips_s: Mapping[int, float]) -> dict[int, float]:
+    """Bytes per second to each of some devices while all of them are sent to at once; ``round_trips_s`` of each. Where
+    these add up to little more than one link alone has, the links have something in common: a medium, or this device's
+    own link. PeerError when one ends."""
+    seconds: dict[int, list[float]] = {device: [] for device in round_trips_s}
+    num_bytes = FIRST_BYTES
+    while True:
+        pings = {device: _Ping(transport, device, num_bytes, 0) for device in round_trips_s}
+        took_s = {device: ping.wait_s(TIMEOUT_S) for device, ping in pings.items()}
+        if max(took_s.values()) < LONG_ENOUGH_S and num_bytes < MAX_ECHO_BYTES:
+            num_bytes = min(2 * num_bytes, MAX_ECHO_BYTES)
+            continue
+        for device, one in took_s.items():
+            seconds[device].append(one)
+        if len(seconds[device]) == NUM_LARGE:
+            break
+    middle = {device: statistics.median(all_s) for device, all_s in seconds.items()}
+    return {device: num_bytes / max(one - round_trips_s[device], one / 2) for device, one in middle.items()}
 
 
 class _Ping:

@@ -4,6 +4,7 @@ A PING may carry arrays, and may ask for bytes and for facts:
 
     {"echo_bytes": N, "facts": true}   ->   {"clock_s": ..., "facts": {...}}, with an array of N bytes
     {"energy": true}                   ->   {"energy": {...}}: a `Moment` of its sensor
+    {"staging": true}                  ->   {"staging": {"copies": [...]}}: what `staging_probe` measures
 
 Small ones give the round trip and its jitter, large ones the rate of either direction, the worker's clock how far it
 is off.
@@ -28,6 +29,7 @@ from edgeprism.errors import FrameError, PeerError, PeerFault
 from edgeprism.profiler.energy.now import energy_now
 from edgeprism.runtime.cores import available_cores
 from edgeprism.runtime.machine import hardware, memory_available_bytes, power_mode
+from edgeprism.runtime.staging_probe import measure_staging
 from edgeprism.wire.frame import Buffer, Frame, Kind
 from edgeprism.wire.transport import Transport
 from edgeprism.wire.visit import Visit
@@ -87,6 +89,8 @@ def _answer(transport: Transport, question: Frame, computes_on: Callable[[], str
         meta: dict[str, Any] = {"facts": facts(computes_on())} if question.info.get("facts") is True else {}
         if question.info.get("energy") is True:
             meta["energy"] = energy_now()
+        if question.info.get("staging") is True:
+            meta["staging"] = {"copies": measure_staging(computes_on())}
         buffers = [Buffer.of(np.zeros(echo_bytes, np.uint8))] if echo_bytes else []
         transport.answer(question, Kind.PONG, meta={"clock_s": time.time(), **meta}, buffers=buffers)
     except (FrameError, PeerError) as exc:

@@ -10,23 +10,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
-from edgeprism.errors import PeerError
+from edgeprism.errors import PeerError, PeerFault
 from edgeprism.profiler.fit import Power, fit
 from edgeprism.profiler.sweep import Point, Sweep
 from edgeprism.runtime.engine import Engine
-from edgeprism.runtime.link_probe import ask, measure_link
+from edgeprism.runtime.link_probe import ask, measure_link, measure_together
 from edgeprism.runtime.maps import facts_of
 from edgeprism.runtime.power import measure_powers
 from edgeprism.runtime.probe import facts
+from edgeprism.runtime.staging_probe import measure_staging
 from edgeprism.runtime.trace import Trace
-from edgeprism.specs.performance_map import LinkMeasured, PartMeasured, PerformanceMap, RequestMeasured
+from edgeprism.specs.performance_map import (
+    LinkMeasured,
+    PartMeasured,
+    PerformanceMap,
+    RequestMeasured,
+    StagingMeasured,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +65,12 @@ class Profiler:
         self._links: dict[int, LinkMeasured] = {}
         self._requests: list[RequestMeasured] = []
         self._powers: list[Power] = []
+        self._staging: dict[int, list[StagingMeasured]] = {}
         if before is not None:
             self._devices, self._requests = list(before.devices), list(before.requests)
             self._links = {link.device: link for link in before.links}
+            for one in before.staging:
+                self._staging.setdefault(one.device, []).append(one)
             self._powers = [
                 (one.idle_w, one.busy_w, one.joules_per_megabyte, one.energy_source) for one in before.costs.devices
             ]
@@ -73,23 +83,45 @@ class Profiler:
         # on the thread that computes, with its own settings
         here = engine.on_device_thread(lambda _: facts(engine.computes_on))
         self._devices[0] = facts_of(self._identity.names[0], here)
+        if engine.computes_on != "cpu":
+            self._take_staging(0, engine.on_device_thread(lambda _: measure_staging(engine.computes_on)))
         reached = [0]
         for device in range(1, self._num_devices):
             name = self._identity.names[device]
             try:
                 found = self._engine.on_device_thread(partial(ask, device=device, what="facts"))
                 self._links[device] = self._engine.on_device_thread(partial(measure_link, device=device))
+                if found.get("computes_on") not in ("", "cpu"):
+                    given = self._engine.on_device_thread(partial(ask, device=device, what="staging"))
+                    self._take_staging(device, given.get("copies", []))
             except PeerError as exc:
                 self._skipped.append(f"all that needs {name}: {exc}")
                 continue
             self._devices[device] = facts_of(name, found)
             reached.append(device)
+        if len(reached) > 2:
+            try:
+                self._measure_together(reached[1:])
+            except PeerError as exc:
+                self._skipped.append(f"all links at once: {exc}")
         return tuple(reached)
+
+    def _measure_together(self, devices: Sequence[int]) -> None:
+        round_trips_s = {device: self._links[device].round_trip_s for device in devices}
+        rates = self._engine.on_device_thread(partial(measure_together, round_trips_s=round_trips_s))
+        for device, rate in rates.items():
+            self._links[device] = replace(self._links[device], together_bytes_per_s=rate)
 
     @property
     def has_news(self) -> bool:
         """Whether there is anything to keep that was not known before."""
         return self._has_news
+
+    def _take_staging(self, device: int, copies: Sequence[dict[str, Any]]) -> None:
+        try:
+            self._staging[device] = [StagingMeasured(device=device, **copy) for copy in copies]
+        except TypeError as exc:
+            raise PeerFault(f"device {device} says of its staging what nobody understands", (device,)) from exc
 
     def forget_changed(self, before: PerformanceMap) -> None:
         """Drops what was measured with a device that is not what it was. Links are measured anew in any case."""
@@ -153,6 +185,7 @@ class Profiler:
             costs=costs,
             skipped=tuple(self._skipped),
             is_complete=self._is_complete,
+            staging=tuple(one for copies in self._staging.values() for one in copies),
             calibrations=self._calibrations,
         )
 

@@ -77,6 +77,20 @@ class LinkMeasured:
     from_bytes_per_s: float
     both_bytes_per_s: float
     """In either direction, while the other is used as well: less than alone where the medium is shared."""
+    together_bytes_per_s: float | None = None
+    """To the device, while all others are sent to as well; None where there are no others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagingMeasured:
+    """A copy between the accelerator of ``device`` and its host; the median of some. ``direction``: "to device" or "to
+    host"."""
+
+    device: int
+    direction: str
+    is_pinned: bool
+    num_bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +157,8 @@ class PerformanceMap:
     """What was not measured, and why."""
     is_complete: bool = True
     """Whether the sweep came to its end."""
+    staging: tuple[StagingMeasured, ...] = ()
+    """Of the devices that have an accelerator."""
     calibrations: Mapping[str, str] = field(default_factory=dict)
     """sha256 of the tables of the codecs that have some, by the codec's name."""
 
