@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer
 
 import edgeprism
+from edgeprism.cli import finetune_options
 from edgeprism.cli.main import main
 from edgeprism.evaluate.finetune import Trainer
 from edgeprism.evaluate.trainable import with_codec
@@ -174,7 +176,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "too high a rank": (("--rank", "100000"), "more than this model's matrices have"),
     "rank of every weight": (("--full", "--rank", "4"), "give one of the two"),
     "steps and epochs": (("--epochs", "2"), "give one of the two"),
-    "divergence": (("--lr", "1e30"), "training has diverged"),
+    "too high a rate": (("--lr", "1e30"), "give at most 1"),
 }
 
 
@@ -187,6 +189,24 @@ def test_wrong_options(
     lines = capsys.readouterr().err.strip().splitlines()
     assert message in lines[-1] and lines[-1].startswith("edgeprism: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_that_diverges(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Writes no model, and says what to change."""
+    monkeypatch.setattr(finetune_options, "MAX_LR", math.inf)
+    assert finetune(root, tmp_path / "out", "--lr", "1e30", "--checkpoint-every", "100") == 2
+    assert "training has diverged" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_no_hindrance(root: Path, tmp_path: Path) -> None:
+    """Half a directory of its own is removed."""
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "model.safetensors").write_bytes(b"half")
+    assert finetune(root, tmp_path / "out", "--hold-out", "0") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_pictures_without_labels(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

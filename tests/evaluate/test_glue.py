@@ -225,5 +225,5 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         load_dataset("sst2")
     monkeypatch.delenv("EDGEPRISM_DATA")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"EDGEPRISM_DATA, which is not set, has no wnli"):
+    with pytest.raises(InputError, match=r"no wnli \(dev\) was found: EDGEPRISM_DATA is not set"):
         load_dataset("wnli")

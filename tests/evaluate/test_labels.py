@@ -58,7 +58,7 @@ def test_matching(data: Dataset, head: tuple[str, ...], wanted: list[int]) -> No
             tuple("xyzuvwst"),
             "it has no a, b, c, d, e and 3 more; its 8 labels are x, y, z, u, v and",
         ),
-        (dataset("7"), ("x", "y"), "it has no 7"),
+        (dataset("7"), ("x", "y"), "its outputs have the numbers 0 to 1, and there are labels 7"),
     ],
 )
 def test_what_does_not_match_is_named(data: Dataset, head: tuple[str, ...], message: str) -> None:

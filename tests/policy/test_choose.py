@@ -143,6 +143,15 @@ def test_a_plan_that_does() -> None:
     assert deciding.decide(8, 197, network(400), now_s=later_s).chosen.plan.strategy == "replica"
 
 
+def test_latency_alone_changes_the_choice() -> None:
+    """A decision is not kept over a link that has become longer."""
+    deciding = policy(drop=5.0)
+    near = network(1000)
+    far = near.with_link(1, near.links[0].bytes_per_s, 0.05)
+    assert deciding.decide(1, 197, near).chosen.plan.strategy == "sequence"
+    assert deciding.decide(1, 197, far).chosen.plan.strategy == "local"
+
+
 def test_a_loaded_device_gets() -> None:
     """A loaded device gets less."""
     even = policy().decide(8, 197, network(1000)).chosen.plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -63,6 +64,7 @@ def test_a_probe_finds_the_rate(engine: Engine) -> None:
     believed = one.network.links[0].bytes_per_s
     found = probe(engine, one)
     assert found != believed
+    one._estimate.skip(1, 1e12)
     assert probe(engine, one) == found
 
 
@@ -110,8 +112,40 @@ def test_a_failure_has_links_probed(engine: Engine) -> None:
     assert probe(engine, one) != before
 
 
-def test_patience_ends_a_little_after_one_device_would_have(engine: Engine) -> None:
+def test_a_plan_that_is_slow_on_good_links_is_corrected(engine: Engine) -> None:
+    """Once its links have been looked at, and found as they were; not before."""
+    one = adaptive(engine, performance_map())
+    for _ in range(6):
+        probe(engine, one)
+        one._estimate._links[1].next_probe_s = -1.0  # due at once: until what is believed is what is there
+    one._estimate.skip(1, 1e12)
+    usual = trace(engine, one, 1.0)
+    one.learn(usual, SHARED)
+    one.learn(replace(usual, total_s=3 * usual.total_s, failures=("device 1 was late",)), SHARED)
+    before = one._policy.correction(SHARED, 1, 197, time.monotonic())
+    assert one._unexplained is not None
+    link = one._estimate._links[1]
+    link.num_probes += 1  # as after a probe that found the link as it was
+    one._explain(READY)
+    assert one._unexplained is None
+    assert one._policy.correction(SHARED, 1, 197, time.monotonic()) > before
+
+
+def test_a_link_that_has_become_longer_explains_it(engine: Engine) -> None:
+    """Then the plan is not blamed as well."""
+    one = adaptive(engine, performance_map())
+    usual = trace(engine, one, 1.0)
+    one.learn(usual, SHARED)
+    one.learn(replace(usual, total_s=3 * usual.total_s, failures=("device 1 was late",)), SHARED)
+    link = one._estimate._links[1]
+    link.num_probes, link.latency_s = link.num_probes + 1, 0.02
+    one._explain(READY)
+    assert one._policy.correction(SHARED, 1, 197, time.monotonic()) == 1.0
+
+
+def test_patience_ends_a_little_after_one_device_would_have(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """But never so early that jitter ends a short request."""
+    monkeypatch.delenv("EDGEPRISM_DEADLINE_S", raising=False)
     one = adaptive(engine, performance_map())
     decision = one.decide(8, 197, READY)
     assert one.patience_s(decision) >= LATE * decision.local.total_s

@@ -11,7 +11,7 @@ import torch
 import edgeprism
 from edgeprism.cli.main import main
 from edgeprism.errors import InputError
-from edgeprism.runtime.link_probe import measure_link
+from edgeprism.runtime.link_probe import measure_link, ping_s
 from tests.families import example, expected, make
 
 ARCHITECTURE = "ViTForImageClassification"
@@ -33,6 +33,16 @@ def test_links_have_rate_and_delay(tmp_path: Path) -> None:
     assert 0.010 <= link.round_trip_s < 0.030
     for rate in (link.to_bytes_per_s, link.from_bytes_per_s, link.both_bytes_per_s):
         assert 0.7 * 40e6 / 8 < rate * FRAMES < 1.15 * 40e6 / 8
+
+
+def test_much_may_be_under_way(tmp_path: Path) -> None:
+    """A long link is as fast as a short one: 0.6 MB are on it at once."""
+    make(ARCHITECTURE).save_pretrained(tmp_path)
+    with edgeprism.Cluster.spawn(2, link_rate_mbit=100.0, link_delay_ms=50.0) as cluster:
+        engine = edgeprism.load(str(tmp_path), cluster=cluster, plan="local")
+        ping = partial(ping_s, device=1, num_bytes=4 * 2**20, timeout_s=20.0)
+        seconds = min(engine.on_device_thread(ping) for _ in range(3))
+    assert 0.4 < seconds < 0.65  # 0.35 s of the rate, 0.1 s of the delay
 
 
 def children() -> set[str]:

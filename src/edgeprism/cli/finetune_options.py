@@ -10,6 +10,8 @@ from edgeprism.errors import InputError
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan
 
+MAX_LR = 1.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
@@ -79,6 +81,8 @@ def check(args: argparse.Namespace) -> CodecSpec:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name} must be more than 0, not {value:g}")
+    if args.lr is not None and args.lr > MAX_LR:
+        raise InputError(f"--lr {args.lr:g} would destroy what the model knows; give at most {MAX_LR:g}")
     if args.hold_out is not None and args.hold_out < 0:
         raise InputError(f"--hold-out must not be negative, and is {args.hold_out}")
     if not 0 <= args.seed < 2**32:

@@ -103,11 +103,6 @@ class Trainer:
             began_s = time.monotonic()
             loss = self._step(step, indices)
             self.trained_s += time.monotonic() - began_s
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"training has diverged: the loss of step {step + 1} is {loss:g}; nothing is written. Take a "
-                    f"smaller --lr than {settings.learning_rate:g}"
-                )
             self.num_steps_done = step + 1
             on_step(step + 1, loss)
 
@@ -178,12 +173,18 @@ class Trainer:
             temperature=settings.temperature,
         )
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._trained.values(), settings.max_gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), settings.max_gradient_norm)
+        seen = float(loss.detach())
+        if not (math.isfinite(seen) and math.isfinite(float(norm))):
+            raise InputError(
+                f"training has diverged: the loss of step {step + 1} is {seen:g}; no model is written. Take a "
+                f"smaller --lr than {settings.learning_rate:g}, and delete the checkpoint, if there is one"
+            )
         for group in self._optimiser.param_groups:
             group["lr"] = self._learning_rate(step)
         self._optimiser.step()
         self._optimiser.zero_grad()
-        return float(loss.detach())
+        return seen
 
     def _learning_rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to zero."""

@@ -30,6 +30,7 @@ def check_output(output: Path) -> None:
     if not output.parent.is_dir():
         raise InputError(f"{output.parent} is no directory; make it, or name another --output")
     partial = _partial(output)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     with _told(output):  # root may write everywhere, but not to a file system that is read-only
         partial.mkdir(exist_ok=True)
         partial.rmdir()

@@ -29,6 +29,7 @@ NEW_WEIGHT = 0.3  # of the newest request, against those before
 MIN_CORRECTION, MAX_CORRECTION = 0.5, 4.0
 HALF_LIFE_S = 30.0
 """What was seen of a plan that is not used fades: it may do better by now."""
+SHORT_S = 5e-4  # latencies below it are one
 MAX_KNOWN = 256  # decisions, plans in use, and sizes of requests of which something was seen
 SAME = 0.08  # rates, loads and corrections that differ by less are one, for a decision that is kept
 
@@ -295,14 +296,14 @@ class Policy:
         now_s: float,
     ) -> tuple[object, ...]:
         """What a decision depends on, coarsely enough that it is not made anew for every request."""
-        rates = tuple(_step(link.bytes_per_s) for link in network.links)
+        links = tuple((_step(link.bytes_per_s), _step(max(link.latency_s, SHORT_S))) for link in network.links)
         loads = tuple(_step(factor) for factor in load)
         corrections = tuple(
             (kind, _step(seen.faded(now_s))) for kind, seen in self._seen.get((batch, num_tokens), {}).items()
         )
         used = self._in_use.get((batch, num_tokens))
         ready = None if devices is None else tuple(sorted(devices))
-        return batch, num_tokens, rates, loads, corrections, ready, None if used is None else _kind(used)
+        return batch, num_tokens, links, loads, corrections, ready, None if used is None else _kind(used)
 
 
 def describe(plan: Plan) -> str:

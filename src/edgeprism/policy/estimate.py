@@ -53,6 +53,7 @@ class _Link:
     next_probe_s: float = -inf
     is_suspected: bool = False
     has_jumped: bool = False
+    num_probes: int = 0
 
     def needs_probe(self, now_s: float) -> bool:
         """Whether it is under suspicion, and may be probed out of turn: to check a rate that has jumped, or where that
@@ -116,6 +117,10 @@ class Estimate:
         ]
         return min(waiting, key=lambda device: self._links[device].next_probe_s, default=None)
 
+    def num_probes(self, device: int) -> int:
+        """Of its link, so far."""
+        return self._links[device].num_probes
+
     def probe_bytes(self, device: int) -> int:
         """How much to send."""
         link = self._links[device]
@@ -126,6 +131,7 @@ class Estimate:
     def saw_probe(self, device: int, num_bytes: int, seconds: ProbeSeconds, now_s: float) -> None:
         """A probe with so many bytes, out and then back, took so long; the slower direction counts."""
         link = self._links[device]
+        link.num_probes += 1
         latency_s = seconds.empty / 2
         rate = min(num_bytes / max(one - seconds.empty, one / 20) for one in (seconds.out, seconds.back))
         rate = min(max(rate, MIN_RATE), MAX_RATE)
@@ -143,6 +149,7 @@ class Estimate:
     def probe_failed(self, device: int, num_bytes: int, waited_s: float, now_s: float) -> None:
         """It did not come back for so long."""
         link = self._links[device]
+        link.num_probes += 1
         link.rate = max(MIN_RATE, min(link.rate, num_bytes / waited_s))
         link.is_suspected = link.has_jumped = False
         link.next_probe_s = now_s + min(waited_s / PROBE_PART, MAX_PAUSE_S)

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from edgeprism.errors import PeerError, PeerTimeout
 from edgeprism.policy.candidates import scaled
 from edgeprism.policy.choose import Decision, Policy
-from edgeprism.policy.estimate import Estimate, ProbeSeconds
+from edgeprism.policy.estimate import JUMP, LATENCY_JUMP_S, Estimate, ProbeSeconds
 from edgeprism.policy.network import Network
 from edgeprism.policy.predict import Prediction, predict
 from edgeprism.runtime.link_probe import ping_s
 from edgeprism.runtime.patience import given_floor_s
 from edgeprism.runtime.trace import Trace
 from edgeprism.specs.model import element_bytes_of
-from edgeprism.specs.performance_map import PerformanceMap
+from edgeprism.specs.performance_map import LinkCosts, PerformanceMap
 from edgeprism.specs.plan import Plan
 from edgeprism.wire.transport import Transport
 
@@ -38,7 +38,7 @@ LATE = 1.1
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unexplained:
     """A request that took much longer, or less, than predicted, before anybody looked whether its links have changed.
-    ``network``: as it was believed to be."""
+    ``network``: as it was believed to be, ``num_probes`` by device: how often it had been looked at."""
 
     plan: Plan
     batch: int
@@ -46,7 +46,15 @@ class _Unexplained:
     seconds: float
     predicted_s: float
     network: Network
+    num_probes: dict[int, int]
     has_failed: bool
+
+
+def _differs(then: LinkCosts, now: LinkCosts) -> bool:
+    """Whether a link is not what it was."""
+    later_s = abs(now.latency_s - then.latency_s)
+    is_same_rate = 1 / SAME_RATE < now.bytes_per_s / then.bytes_per_s < SAME_RATE
+    return not is_same_rate or later_s > max(LATENCY_JUMP_S, (JUMP - 1) * then.latency_s)
 
 
 class Adaptive:
@@ -112,9 +120,11 @@ class Adaptive:
 
     def _leave_open(self, trace: Trace, plan: Plan, seconds: float, predicted_s: float) -> None:
         """Until its links have been probed: it was either they or the plan."""
+        used = [device for device, share in enumerate(plan.shares) if share and device]
         self._unexplained = _Unexplained(
             plan=plan, batch=trace.batch, num_tokens=trace.num_tokens, seconds=seconds, predicted_s=predicted_s,
-            network=self.network, has_failed=bool(trace.failures),
+            network=self.network, num_probes={device: self._estimate.num_probes(device) for device in used},
+            has_failed=bool(trace.failures),
         )  # fmt: skip
 
     def probe(self, ready: Collection[int]) -> None:
@@ -129,14 +139,15 @@ class Adaptive:
         self._explain(ready)
 
     def _explain(self, ready: Collection[int]) -> None:
-        """What no link explains is the plan's own: it takes longer, or less, than predicted. Its devices may have to
-        come back before their links tell."""
+        """What no link explains is the plan's own: it takes longer, or less, than predicted. That has to wait until all
+        of its links were looked at, and its devices may have to come back for that."""
         one = self._unexplained
-        if one is None or any(share and device not in ready for device, share in enumerate(one.plan.shares)):
+        if one is None or not one.num_probes.keys() <= {*ready}:
+            return
+        if any(self._estimate.num_probes(device) == before for device, before in one.num_probes.items()):
             return
         self._unexplained = None
-        pairs = zip(one.network.links, self.network.links, strict=True)
-        if any(not 1 / SAME_RATE < now.bytes_per_s / then.bytes_per_s < SAME_RATE for then, now in pairs):
+        if any(_differs(then, now) for then, now in zip(one.network.links, self.network.links, strict=True)):
             return
         self._policy.observe(
             one.plan, one.batch, one.num_tokens, one.seconds, one.predicted_s, time.monotonic(), is_bound=one.has_failed

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeprism.errors import PeerFault
+from edgeprism.errors import PeerFault, PeerTimeout
 from edgeprism.runtime.probe import MAX_ECHO_BYTES
 from edgeprism.specs.performance_map import LinkMeasured
 from edgeprism.wire.frame import Buffer, Kind
@@ -25,6 +25,7 @@ FIRST_BYTES = 32 * 2**10
 LONG_ENOUGH_S = 0.05  # of one transfer: then the round trip no longer matters much
 NUM_LARGE = 5
 TIMEOUT_S = 20.0
+TURN_S = 5e-4  # of each device, where several are waited for
 
 _numbers = itertools.count(1)
 
@@ -71,7 +72,7 @@ def measure_together(transport: Transport, round_trips_s: Mapping[int, float]) -
     num_bytes = FIRST_BYTES
     while True:
         pings = {device: _Ping(transport, device, num_bytes, 0) for device in round_trips_s}
-        took_s = {device: ping.wait_s(TIMEOUT_S) for device, ping in pings.items()}
+        took_s = _all_waited_s(pings)
         if max(took_s.values()) < LONG_ENOUGH_S and num_bytes < MAX_ECHO_BYTES:
             num_bytes = min(2 * num_bytes, MAX_ECHO_BYTES)
             continue
@@ -81,6 +82,21 @@ def measure_together(transport: Transport, round_trips_s: Mapping[int, float]) -
             break
     middle = {device: statistics.median(all_s) for device, all_s in seconds.items()}
     return {device: num_bytes / max(one - round_trips_s[device], one / 2) for device, one in middle.items()}
+
+
+def _all_waited_s(pings: Mapping[int, _Ping]) -> dict[int, float]:
+    """When each came back, whatever the order."""
+    took_s: dict[int, float] = {}
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(took_s) < len(pings):
+        for device, ping in pings.items():
+            if device not in took_s:
+                try:
+                    took_s[device] = ping.wait_s(TURN_S)
+                except PeerTimeout:
+                    if time.monotonic() > deadline:
+                        raise
+    return took_s
 
 
 class _Ping:

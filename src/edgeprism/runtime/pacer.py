@@ -20,7 +20,7 @@ import time
 from collections import deque
 
 CHUNK_BYTES = 16 * 1024
-MAX_HELD_BYTES = 256 * 1024  # of one connection and direction; the rest waits in the sender's socket
+QUEUE_BYTES = 256 * 1024  # of one connection and direction, besides what is under way; the rest waits in the sender
 FRAME_BYTES, SEGMENT_BYTES = 1514, 1448  # Ethernet's frame, and what of a message it carries
 LATE_S = 1e-4  # how late a chunk may leave
 
@@ -35,19 +35,24 @@ class Cable:
 class Flow:
     """One direction of a connection."""
 
-    def __init__(self, source: socket.socket, target: socket.socket, out: Cable, into: Cable) -> None:
-        self.source, self.target, self._out, self._into = source, target, out, into
+    def __init__(self, source: socket.socket, target: socket.socket, out: Cable, into: Cable, max_held: float) -> None:
+        self.source, self.target, self._out, self._into, self._max_held = source, target, out, into, max_held
         self._held: deque[tuple[float, memoryview]] = deque()
         self._num_held = 0
-        self.has_ended = False
+        self.has_ended = self.is_blocked = False
 
     @property
     def may_read(self) -> bool:
-        return not self.has_ended and self._num_held < MAX_HELD_BYTES
+        return not self.has_ended and self._num_held < self._max_held
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._held
 
     @property
     def due_s(self) -> float:
-        return self._held[0][0] if self._held else float("inf")
+        """When there is something to hand on to a receiver that takes it."""
+        return self._held[0][0] if self._held and not self.is_blocked else float("inf")
 
     def read(self, now_s: float, byte_s: float, delay_s: float) -> None:
         """Takes in what has come; when each byte arrives is known from then on."""
@@ -66,6 +71,7 @@ class Flow:
 
     def write(self, now_s: float) -> None:
         """Hands on what has arrived. OSError when the receiver is gone."""
+        self.is_blocked = False
         while self._held and self._held[0][0] <= now_s:
             due_s, data = self._held.popleft()
             try:
@@ -75,6 +81,7 @@ class Flow:
             self._num_held -= sent
             if sent < len(data):
                 self._held.appendleft((due_s, data[sent:]))
+                self.is_blocked = True
                 return
 
 
@@ -83,6 +90,7 @@ class Pacer:
 
     def __init__(self, rate_bytes_s: float, delay_s: float, pairs: list[list[int]]) -> None:
         self._byte_s, self._delay_s = 1.0 / rate_bytes_s, delay_s
+        self._max_held = QUEUE_BYTES + rate_bytes_s * delay_s
         ranks = {rank for dialler, target, _ in pairs for rank in (dialler, target)}
         self._cables = {rank: (Cable(), Cable()) for rank in ranks}  # out of it, and into it
         self._pairs: dict[socket.socket, list[int]] = {}
@@ -106,7 +114,8 @@ class Pacer:
             sources = {flow.source: flow for flow in flows if flow.may_read}
             wait_s = None if due_s == float("inf") else max(0.0, due_s - now_s)
             watched = {sys.stdin.fileno(): None, **{one.fileno(): one for one in (*self._pairs, *sources)}}
-            ready, _, _ = select.select(list(watched), [], [], wait_s)
+            blocked = [flow.target for flow in flows if flow.is_blocked]
+            ready, _, _ = select.select(list(watched), blocked, [], wait_s)
             now_s = time.monotonic()
             for one in (watched[fd] for fd in ready):
                 if one is None:
@@ -119,7 +128,10 @@ class Pacer:
 
     def _accept(self, server: socket.socket) -> None:
         dialler, target, port = self._pairs[server]
-        near, _ = server.accept()
+        try:
+            near, _ = server.accept()
+        except OSError:  # who dialled has given up
+            return
         try:
             far = socket.create_connection(("127.0.0.1", port), timeout=1.0)
         except OSError:
@@ -129,14 +141,15 @@ class Pacer:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             end.setblocking(False)
         (there_out, there_in), (here_out, here_in) = self._cables[dialler], self._cables[target]
-        self._flows.append((Flow(near, far, there_out, here_in), Flow(far, near, here_out, there_in)))
+        there = Flow(near, far, there_out, here_in, self._max_held)
+        self._flows.append((there, Flow(far, near, here_out, there_in, self._max_held)))
 
     def _hand_on(self, now_s: float) -> None:
         for both in list(self._flows):
             try:
                 for flow in both:
                     flow.write(now_s)
-                is_over = any(flow.has_ended and flow.due_s == float("inf") for flow in both)
+                is_over = any(flow.has_ended and flow.is_empty for flow in both)
             except OSError:
                 is_over = True
             if is_over:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from edgeprism.errors import PeerError, PeerFault
-from edgeprism.profiler.fit import Power, fit
+from edgeprism.errors import PeerError
+from edgeprism.profiler.fit import NO_POWER, Power, fit
 from edgeprism.profiler.sweep import Point, Sweep
 from edgeprism.runtime.engine import Engine
 from edgeprism.runtime.link_probe import ask, measure_link, measure_together
@@ -83,21 +83,18 @@ class Profiler:
         # on the thread that computes, with its own settings
         here = engine.on_device_thread(lambda _: facts(engine.computes_on))
         self._devices[0] = facts_of(self._identity.names[0], here)
-        if engine.computes_on != "cpu":
-            self._take_staging(0, engine.on_device_thread(lambda _: measure_staging(engine.computes_on)))
+        self._measure_staging(0)
         reached = [0]
         for device in range(1, self._num_devices):
             name = self._identity.names[device]
             try:
                 found = self._engine.on_device_thread(partial(ask, device=device, what="facts"))
                 self._links[device] = self._engine.on_device_thread(partial(measure_link, device=device))
-                if found.get("computes_on") not in ("", "cpu"):
-                    given = self._engine.on_device_thread(partial(ask, device=device, what="staging"))
-                    self._take_staging(device, given.get("copies", []))
             except PeerError as exc:
                 self._skipped.append(f"all that needs {name}: {exc}")
                 continue
             self._devices[device] = facts_of(name, found)
+            self._measure_staging(device)
             reached.append(device)
         if len(reached) > 2:
             try:
@@ -117,11 +114,20 @@ class Profiler:
         """Whether there is anything to keep that was not known before."""
         return self._has_news
 
-    def _take_staging(self, device: int, copies: Sequence[dict[str, Any]]) -> None:
+    def _measure_staging(self, device: int) -> None:
+        """Of a device that has an accelerator. Where that fails the map is as good without."""
+        self._staging.pop(device, None)
+        computes_on = self._devices[device].computes_on
+        if computes_on in ("", "cpu"):
+            return
         try:
+            if device == 0:
+                copies = self._engine.on_device_thread(lambda _: measure_staging(computes_on))
+            else:
+                copies = self._engine.on_device_thread(partial(ask, device=device, what="staging"))["copies"]
             self._staging[device] = [StagingMeasured(device=device, **copy) for copy in copies]
-        except TypeError as exc:
-            raise PeerFault(f"device {device} says of its staging what nobody understands", (device,)) from exc
+        except (PeerError, KeyError, TypeError) as exc:
+            self._skipped.append(f"staging of {self._identity.names[device]}: {exc}")
 
     def forget_changed(self, before: PerformanceMap) -> None:
         """Drops what was measured with a device that is not what it was. Links are measured anew in any case."""
@@ -167,7 +173,10 @@ class Profiler:
 
     def measure_powers(self, num_tokens: int) -> None:
         """Watts of every device, idle and at work."""
-        self._powers = measure_powers(self._engine, self._num_devices, example(self._engine, 1, num_tokens))
+        found = measure_powers(self._engine, self._num_devices, example(self._engine, 1, num_tokens))
+        before = [*self._powers, *[NO_POWER] * (self._num_devices - len(self._powers))]
+        # of a device that is away now, what was measured before stays
+        self._powers = [now if now[0] + now[1] else then for now, then in zip(found, before, strict=True)]
 
     def result(self) -> PerformanceMap:
         """The map of what was measured. InputError where that is too little."""

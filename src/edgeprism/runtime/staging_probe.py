@@ -6,12 +6,15 @@ pinned (page-locked), as those of `strategies.staging` are.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 SIZES_BYTES = (4096, 65536, 2**20, 2**22)
 NUM_COPIES = 7  # of each kind, after one that is not counted
@@ -23,7 +26,11 @@ def measure_staging(computes_on: str) -> list[dict[str, Any]]:
         return []
     import torch
 
-    return copies(torch.device(computes_on))
+    try:
+        return copies(torch.device(computes_on))
+    except RuntimeError as exc:  # no memory to pin, most likely: these figures are not needed to go on
+        log.warning("staging is not measured: %s", exc)
+        return []
 
 
 def copies(device: torch.device) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -219,6 +219,8 @@ class PerformanceMap:
             then = self.devices[index]
             if index not in self.costs.measured:
                 continue
+            if not now.computes_on:  # it has no model, and is not used
+                now = replace(now, computes_on=then.computes_on)
             for name in ("hardware", "computes_on", "num_threads", "power_mode"):
                 if getattr(now, name) != getattr(then, name):
                     what = name.replace("_", " ")

@@ -45,8 +45,8 @@ def from_hub(name: str, split: str, *, looked_in: str) -> Dataset:
         from datasets import load_dataset
     except ImportError:
         raise InputError(
-            f"{looked_in}; unpack the official archive there, name it with --data, or to fetch it from the hub: "
-            "pip install 'edgeprism[hub]'"
+            f"{looked_in}; unpack the official archive below the folder EDGEPRISM_DATA, name it with --data, or to "
+            "fetch it from the hub: pip install 'edgeprism[hub]'"
         ) from None
     try:
         rows = load_dataset(place.repository, place.config, split=place.splits.get(split, split))

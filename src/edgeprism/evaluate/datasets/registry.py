@@ -102,8 +102,9 @@ def load_dataset(name: str, *, split: str | None = None, data: Path | None = Non
         raise InputError(f"{data} has no {name} ({split}) in it; {_formats(entry)}")
     from edgeprism.evaluate.datasets.hub import from_hub
 
-    where = _root() or f"EDGEPRISM_DATA is not set, there is no {DEFAULT_FOLDER} here, and so nothing"
-    return from_hub(name, split, looked_in=f"{where} has no {name} ({split})")
+    unset = f"no {name} ({split}) was found: EDGEPRISM_DATA is not set, and there is no {DEFAULT_FOLDER} here"
+    root = _root()
+    return from_hub(name, split, looked_in=unset if root is None else f"{root} has no {name} ({split})")
 
 
 def training_split(name: str) -> str | None:

@@ -1,0 +1,147 @@
+"""The partition that answers one request soonest: exact, by dynamic programming over sets of devices.
+
+For each set S, its last device e and each cut: the least time at which S can have computed up to there, e being last.
+It comes from S without e, over the device before e and the cut at which e began. Sets are gone through by size; times
+are kept of two sizes, and of all only who was before. What cannot beat the best answer so far is dropped.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprism.errors import PlanError
+from edgeprism.planner.pipeline import Pipeline, Stage
+from edgeprism.planner.throughput import MAX_DEVICES, what_lacks
+
+Times = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.int64]
+Parents = npt.NDArray[np.uint16]
+_CHUNK = 2048  # sets at once
+_NOWHERE = -1
+
+
+def quickest(pipeline: Pipeline) -> tuple[Stage, ...]:
+    """Stages with the shortest time of one request that devices and memory allow. PlanError where nothing fits."""
+    if pipeline.num_devices > MAX_DEVICES:
+        raise PlanError(f"partitions are exact for up to {MAX_DEVICES} devices, and there are {pipeline.num_devices}")
+    return _Quickest(pipeline).stages()
+
+
+class _Quickest:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        devices, cuts = pipeline.num_devices, pipeline.num_pieces + 1
+        self._devices, self._cuts = devices, cuts
+        piece_s = np.array(pipeline.piece_s)
+        self._prefix = np.concatenate([np.zeros((devices, 1)), np.cumsum(piece_s, axis=1)], axis=1)
+        self._transfer_s = np.array(
+            [
+                [[pipeline.transfer_s(one, other, cut) for cut in range(cuts)] for other in range(devices)]
+                for one in range(devices)
+            ]
+        )
+        self._rest_s = np.concatenate([np.cumsum(piece_s.min(axis=0)[::-1])[::-1], [0.0]]) * (1 - 1e-12)
+        """By cut: what is left, each piece on the device that is fastest for it."""
+        self._starts = [[self._starts_of(device, stop) for stop in range(cuts)] for device in range(devices)]
+        self._row = np.full((devices, 2**devices), _NOWHERE, dtype=np.int64)
+        """By device and set: where the set is among those of its size that end with the device; nowhere if none can."""
+        self._parents: dict[tuple[int, int], Parents] = {}  # by size and last device: (sets, cuts)
+
+    def _starts_of(self, device: int, stop: int) -> Numbers | slice:
+        """Where a stage of this device may begin that ends there; mostly all from one cut on."""
+        pipeline = self._pipeline
+        starts = [
+            start
+            for start in range(stop + 1)
+            if pipeline.stage_bytes(Stage(device=device, start=start, stop=stop)) <= pipeline.memory_bytes[device]
+        ]
+        if starts and len(starts) == starts[-1] - starts[0] + 1:
+            return slice(starts[0], starts[-1] + 1)
+        return np.array(starts, dtype=np.int64)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """See ``quickest``."""
+        home, every = self._pipeline.home, np.arange(2**self._devices, dtype=np.int64)
+        size_of = sum((every >> device & 1 for device in range(self._devices)), np.zeros_like(every))
+        best_s, best = np.inf, (0, 0)
+        before_s: dict[int, Times] = {}
+        for size in range(1, self._devices + 1):
+            now_s: dict[int, Times] = {}
+            for device in range(self._devices):
+                sets = every[(size_of == size) & ((every >> device & 1) == 1)]
+                found_s, parents = self._ending_with(device, sets, before_s)
+                end_s = found_s[:, -1] + self._transfer_s[device, home, -1]
+                if len(end_s) and end_s.min() < best_s:
+                    best_s, best = float(end_s.min()), (int(sets[end_s.argmin()]), device)
+                    self._row[device, sets] = np.arange(len(sets))
+                now_s[device], self._parents[size, device] = found_s, parents
+            for device, found_s in now_s.items():
+                sets = every[(size_of == size) & ((every >> device & 1) == 1)]
+                found_s[found_s + self._rest_s >= best_s] = np.inf  # what is left takes too long on any devices
+                rows = np.arange(len(sets))
+                self._row[device, sets] = np.where(np.isfinite(found_s).any(axis=1), rows, _NOWHERE)
+            if best_s < np.inf:
+                self._row[best[1], best[0]] = self._place(best, size_of, every)
+            if not any(np.isfinite(found_s).any() for found_s in now_s.values()):
+                break
+            before_s = now_s
+        if not np.isfinite(best_s):
+            raise PlanError(what_lacks(self._pipeline))
+        return self._trace(*best, size_of)
+
+    def _place(self, state: tuple[int, int], size_of: Numbers, every: Numbers) -> int:
+        devices, last = state
+        same = every[(size_of == size_of[devices]) & ((every >> last & 1) == 1)]
+        return int(np.searchsorted(same, devices))
+
+    def _ending_with(self, device: int, sets: Numbers, before_s: dict[int, Times]) -> tuple[Times, Parents]:
+        """When each set can have computed up to each cut, this device being last: (sets, cuts)."""
+        found_s = np.full((len(sets), self._cuts), np.inf)
+        parents = np.zeros((len(sets), self._cuts), dtype=np.uint16)
+        for part in np.array_split(np.arange(len(sets)), max(1, len(sets) // _CHUNK)):
+            arrived_s = np.full((len(part), self._cuts), np.inf)
+            senders = np.full((len(part), self._cuts), device, dtype=np.int64)
+            without = sets[part] ^ (1 << device)
+            if not before_s:
+                arrived_s[:, 0] = self._transfer_s[self._pipeline.home, device, 0]
+            for sender, times in before_s.items():
+                rows = self._row[sender, without]
+                is_there = np.flatnonzero(rows != _NOWHERE)
+                is_there = is_there[(without[is_there] >> sender & 1) == 1]
+                if not len(is_there):
+                    continue
+                came_s = times[rows[is_there]] + self._transfer_s[sender, device]
+                is_first = came_s < arrived_s[is_there]
+                arrived_s[is_there] = np.where(is_first, came_s, arrived_s[is_there])
+                senders[is_there] = np.where(is_first, sender, senders[is_there])
+            found_s[part], parents[part] = self._computed(arrived_s, senders, device)
+        return found_s, parents
+
+    def _computed(self, arrived_s: Times, senders: Numbers, device: int) -> tuple[Times, Parents]:
+        relative_s = arrived_s - self._prefix[device]
+        done_s = np.full(arrived_s.shape, np.inf)
+        parents = np.zeros(arrived_s.shape, dtype=np.uint16)
+        rows = np.flatnonzero(np.isfinite(relative_s).any(axis=1))
+        relative_s, senders = relative_s[rows], senders[rows]
+        each = np.arange(len(rows))
+        for stop, starts in enumerate(self._starts[device]):
+            choices = relative_s[:, starts]
+            if not choices.size:
+                continue
+            chosen = choices.argmin(axis=1)
+            chosen = chosen + starts.start if isinstance(starts, slice) else starts[chosen]
+            done_s[rows, stop] = relative_s[each, chosen] + self._prefix[device, stop]
+            parents[rows, stop] = senders[each, chosen] << 8 | chosen
+        return done_s, parents
+
+    def _trace(self, devices: int, last: int, size_of: Numbers) -> tuple[Stage, ...]:
+        stop, stages = self._cuts - 1, list[Stage]()
+        while True:
+            number = int(self._parents[int(size_of[devices]), last][self._row[last, devices], stop])
+            sender, start = number >> 8, number & 255
+            stages.append(Stage(device=last, start=start, stop=stop))
+            devices ^= 1 << last
+            if not devices:
+                return tuple(reversed(stages))
+            last, stop = sender, start

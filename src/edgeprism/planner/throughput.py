@@ -1,0 +1,227 @@
+"""The partition with the shortest period: exact, by a search for the least threshold that some partition keeps.
+
+For a threshold T, which cuts can be reached when the devices of a set S have had their stages, the last one on device
+d? A state is (S, d), its value a bitset of cuts. A set S with last device e comes from S without e, whatever its last
+device d was: take the cuts reached there that may be sent from d to e within T, and from each the cuts to which e can
+compute within T and its memory. The farthest cut alone would not do: what is sent differs from cut to cut, so a nearer
+one may be the only one that a slow link carries.
+
+T is the time of some stage or some transfer, so there are finitely many; the search is binary among them. A relaxation
+(the farthest cut, no links) gives where it begins, which most often is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeprism.errors import PlanError
+from edgeprism.planner.pipeline import Pipeline, Stage
+
+WORD_BITS = 64
+MAX_DEVICES = 16
+
+Bits = npt.NDArray[np.uint64]
+Table = npt.NDArray[np.float64]
+
+
+def fastest(pipeline: Pipeline) -> tuple[Stage, ...]:
+    """Stages with the shortest period that devices and memory allow. PlanError where nothing fits, with what lacks."""
+    if pipeline.num_devices > MAX_DEVICES:
+        raise PlanError(f"partitions are exact for up to {MAX_DEVICES} devices, and there are {pipeline.num_devices}")
+    search = _Search(pipeline)
+    thresholds = search.thresholds()
+    low = _first(thresholds, 0, len(thresholds), search.may_fit)
+    if low == len(thresholds):
+        raise PlanError(what_lacks(pipeline))
+    if (stages := search.stages(float(thresholds[low]))) is not None:
+        return stages
+    best, high = None, len(thresholds)
+    # a wider step each time: the answer is most often near, and a threshold that is too low is refused quickly
+    step = 1
+    while low + step < high and best is None:
+        best = search.stages(float(thresholds[low + step]))
+        low, high, step = (low, low + step, step) if best is not None else (low + step, high, 2 * step)
+    if best is None:
+        best = search.stages(float(thresholds[-1]))
+        high = len(thresholds) - 1
+    if best is None:
+        raise PlanError(what_lacks(pipeline))
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = search.stages(float(thresholds[middle]))
+        if found is None:
+            low = middle
+        else:
+            best, high = found, middle
+    return best
+
+
+def _first(thresholds: Table, low: int, high: int, holds: object) -> int:
+    """The first threshold for which something holds that holds for all larger ones."""
+    assert callable(holds)
+    while low < high:
+        middle = (low + high) // 2
+        if holds(float(thresholds[middle])):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """All sets of one size that hold a device: their numbers, and those of the same sets without it."""
+
+    device: int
+    sets: npt.NDArray[np.int64]
+    before: npt.NDArray[np.int64]
+
+
+class _Search:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        devices, cuts = pipeline.num_devices, pipeline.num_pieces + 1
+        self._num_words = -(-cuts // WORD_BITS)
+        prefix = np.concatenate([np.zeros((devices, 1)), np.cumsum(np.array(pipeline.piece_s), axis=1)], axis=1)
+        self._stage_s: Table = prefix[:, None, :] - prefix[:, :, None]  # (device, start, stop)
+        self._fits = np.array([[self._row(device, start) for start in range(cuts)] for device in range(devices)])
+        self._transfer_s = np.array(
+            [
+                [[pipeline.transfer_s(one, other, cut) for cut in range(cuts)] for other in range(devices)]
+                for one in range(devices)
+            ]
+        )  # (sender, receiver, cut)
+        self._layers = list(_layers(devices))
+
+    def _row(self, device: int, start: int) -> list[bool]:
+        """Whether the memory of a device allows the pieces from ``start`` up to each cut."""
+        pipeline = self._pipeline
+        return [
+            stop >= start
+            and pipeline.stage_bytes(Stage(device=device, start=start, stop=stop)) <= pipeline.memory_bytes[device]
+            for stop in range(pipeline.num_pieces + 1)
+        ]
+
+    def thresholds(self) -> Table:
+        """Every time that a stage or a transfer can take, in order; a little more than each, for sums round."""
+        upper = np.triu(np.ones(self._stage_s.shape[1:], dtype=bool))
+        times = np.concatenate([self._stage_s[:, upper].ravel(), self._transfer_s.ravel()])
+        return np.unique(times * (1 + 1e-12))
+
+    def may_fit(self, threshold_s: float) -> bool:
+        """Whether a partition could keep a threshold if every link did: False is certain."""
+        devices, cuts = self._pipeline.num_devices, self._pipeline.num_pieces + 1
+        allowed = self._fits & (self._stage_s <= threshold_s)
+        farthest = np.where(allowed, np.arange(cuts), -1).max(axis=2)  # (device, start)
+        farthest = np.maximum.accumulate(farthest, axis=1)
+        reached = np.zeros(2**devices, dtype=np.int64)
+        for layer in self._layers:
+            np.maximum.at(reached, layer.sets, farthest[layer.device][reached[layer.before]])
+        return bool(reached.max() == cuts - 1)
+
+    def stages(self, threshold_s: float) -> tuple[Stage, ...] | None:
+        """A partition that keeps a threshold; None where there is none."""
+        devices, cuts, home = self._pipeline.num_devices, self._pipeline.num_pieces + 1, self._pipeline.home
+        reach = _packed(self._fits & (self._stage_s <= threshold_s), self._num_words)  # (device, start, words)
+        sends = _packed(self._transfer_s <= threshold_s, self._num_words)  # (sender, receiver, words)
+        tables = [_table(reach[device]) for device in range(devices)]
+        states = np.zeros((2**devices, devices, self._num_words), dtype=np.uint64)
+        end = np.zeros(self._num_words, dtype=np.uint64)
+        end[(cuts - 1) // WORD_BITS] = np.uint64(1) << np.uint64((cuts - 1) % WORD_BITS)
+        for layer in self._layers:
+            device = layer.device
+            if len(layer.sets) == 1 and layer.before[0] == 0:  # the first stage: its inputs come from home
+                if self._transfer_s[home, device, 0] <= threshold_s:
+                    states[layer.sets[0], device] = reach[device, 0]
+            else:
+                arrived = np.bitwise_or.reduce(states[layer.before] & sends[:, device], axis=1)
+                states[layer.sets, device] = _expand(arrived, tables[device])
+            is_done = (states[layer.sets, device] & end).any(axis=1)
+            if is_done.any() and self._transfer_s[device, home, cuts - 1] <= threshold_s:
+                return self._trace(states, int(layer.sets[int(is_done.argmax())]), device, reach, sends)
+        return None
+
+    def _trace(self, states: Bits, devices: int, last: int, reach: Bits, sends: Bits) -> tuple[Stage, ...]:
+        """The stages that led to the end, from the last one back."""
+        stop, stages = self._pipeline.num_pieces, list[Stage]()
+        while True:
+            before = devices & ~(1 << last)
+            if not before:
+                return (Stage(device=last, start=0, stop=stop), *reversed(stages))
+            device, start = next(
+                (device, start)
+                for device in range(self._pipeline.num_devices)
+                if before >> device & 1
+                for start in range(stop, -1, -1)
+                if _has(states[before, device] & sends[device, last], start) and _has(reach[last, start], stop)
+            )
+            stages.append(Stage(device=last, start=start, stop=stop))
+            devices, last, stop = before, device, start
+
+
+def _layers(num_devices: int) -> Iterator[_Layer]:
+    """By size of the set, then by device."""
+    sets = np.arange(2**num_devices, dtype=np.int64)
+    sizes = np.zeros(len(sets), dtype=np.int64)
+    for device in range(num_devices):
+        sizes += sets >> device & 1
+    for size in range(1, num_devices + 1):
+        of_size = sets[sizes == size]
+        for device in range(num_devices):
+            with_device = of_size[(of_size >> device & 1) == 1]
+            yield _Layer(device, with_device, with_device ^ (1 << device))
+
+
+def _packed(flags: npt.NDArray[np.bool_], num_words: int) -> Bits:
+    """The last axis as bits of words."""
+    padded = np.zeros((*flags.shape[:-1], num_words * WORD_BITS), dtype=bool)
+    padded[..., : flags.shape[-1]] = flags
+    return np.packbits(padded, axis=-1, bitorder="little").view("<u8")
+
+
+def _table(reach: Bits) -> Bits:
+    """For each byte of a bitset of cuts and each of its values, all that is reached from them: (bytes, 256, words)."""
+    cuts, num_words = reach.shape
+    table = np.zeros((-(-cuts // 8), 256, num_words), dtype=np.uint64)
+    values = np.arange(256)
+    for cut in range(cuts):
+        table[cut // 8, (values >> cut % 8 & 1) == 1] |= reach[cut]
+    return table
+
+
+def _expand(arrived: Bits, table: Bits) -> Bits:
+    """What is reached from any of the cuts in each bitset."""
+    number = arrived.view(np.uint8)  # (sets, bytes), the least byte first
+    reached = np.zeros_like(arrived)
+    for byte in range(table.shape[0]):
+        values = number[:, byte]
+        if values.any():
+            reached |= table[byte, values]
+    return reached
+
+
+def _has(bits: Bits, cut: int) -> bool:
+    return bool(int(bits[cut // WORD_BITS]) >> cut % WORD_BITS & 1)
+
+
+def what_lacks(pipeline: Pipeline) -> str:
+    """Why nothing fits, what is missing and what would help."""
+    total, there = sum(pipeline.weight_bytes), sum(pipeline.memory_bytes)
+    if there < total:
+        return (
+            f"the model's weights take {total / 1e6:.0f} MB, and all devices together have {there / 1e6:.0f} MB: "
+            f"{(total - there) / 1e6:.0f} MB lack; add a device, or take a smaller dtype"
+        )
+    alone = [
+        pipeline.stage_bytes(Stage(device=0, start=piece, stop=piece + 1)) / 1e6
+        for piece in range(pipeline.num_pieces)
+    ]  # fmt: skip
+    memory = [one / 1e6 for one in pipeline.memory_bytes]
+    return (
+        f"no partition fits: pieces take {min(alone):.0f} to {max(alone):.0f} MB each with their queues, and the "
+        f"devices have {min(memory):.0f} to {max(memory):.0f} MB; take a smaller micro-batch or dtype, or add a device"
+    )

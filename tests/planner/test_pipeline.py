@@ -1,0 +1,191 @@
+"""Partitions of a pipeline: held to every partition that there is, of small ones."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from itertools import combinations_with_replacement, permutations
+
+import pytest
+
+from edgeprism.errors import InputError, PlanError
+from edgeprism.planner import baselines
+from edgeprism.planner.pipeline import Pipeline, Stage
+from edgeprism.planner.quickest import quickest
+from edgeprism.planner.throughput import fastest
+
+Stages = tuple[Stage, ...]
+
+
+def some(seed: int) -> Pipeline:
+    """A small one: devices of many speeds and memories, links of many rates, sums that round."""
+    rng = random.Random(seed)
+    devices, pieces = rng.randint(1, 4), rng.randint(1, 4)
+    speeds = [rng.choice([1.0, 1.0, 2.0, 4.0, 0.3]) for _ in range(devices)]
+    work = [rng.choice([0.1, 0.2, 0.7]) for _ in range(pieces)]
+    weights = tuple(rng.choice([10, 20, 40]) for _ in range(pieces))
+    return Pipeline(
+        piece_s=tuple(tuple(one / speed * rng.uniform(0.9, 1.1) for one in work) for speed in speeds),
+        cut_bytes=tuple(rng.choice([1, 5, 20]) for _ in range(pieces + 1)),
+        weight_bytes=weights,
+        work_bytes=tuple(rng.choice([0, 3]) for _ in range(pieces)),
+        memory_bytes=tuple(rng.choice([math.inf, 60.0, 100.0, 150.0]) for _ in range(devices)),
+        latency_s=tuple(tuple(rng.choice([0.0, 0.01]) for _ in range(devices)) for _ in range(devices)),
+        bytes_per_s=tuple(tuple(rng.choice([10.0, 50.0, 1000.0]) for _ in range(devices)) for _ in range(devices)),
+        queue_length=rng.choice([0, 1]),
+        home=rng.randrange(devices),
+    )
+
+
+def every_partition(pipeline: Pipeline) -> Iterator[Stages]:
+    """On every sequence of devices, cut everywhere; relays included."""
+    for count in range(1, pipeline.num_devices + 1):
+        for devices in permutations(range(pipeline.num_devices), count):
+            for cuts in combinations_with_replacement(range(pipeline.num_pieces + 1), count - 1):
+                bounds = [0, *cuts, pipeline.num_pieces]
+                yield tuple(
+                    Stage(device=device, start=start, stop=stop)
+                    for device, start, stop in zip(devices, bounds, bounds[1:], strict=False)
+                )
+
+
+def least(pipeline: Pipeline, measure: Callable[[Stages], float]) -> float:
+    """Of every partition that fits; infinite where none does."""
+    best = math.inf
+    for stages in every_partition(pipeline):
+        if measure(stages) < best:
+            try:
+                pipeline.check(stages)
+            except PlanError:
+                continue
+            best = measure(stages)
+    return best
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_nothing_is_better(first: int) -> None:
+    """Of all partitions: neither for throughput nor for one request; where nothing fits, both say so."""
+    num_feasible = 0
+    for seed in range(first, first + 50):
+        pipeline = some(seed)
+        for search, measure in ((fastest, pipeline.period_s), (quickest, pipeline.request_s)):
+            best_s = least(pipeline, measure)
+            if best_s == math.inf:
+                with pytest.raises(PlanError, match=r"lack|no partition fits"):
+                    search(pipeline)
+                continue
+            num_feasible += 1
+            stages = search(pipeline)
+            pipeline.check(stages)
+            assert measure(stages) == pytest.approx(best_s, rel=1e-9), seed
+    assert num_feasible > 50
+
+
+def large(devices: int = 16, pieces: int = 96) -> Pipeline:
+    """All devices different, all links too, memory for an eighth of the model each."""
+    rng = random.Random(1)
+    speeds = [rng.uniform(0.5, 4.0) for _ in range(devices)]
+    work = [0.02, 0.01, 0.03, 0.03] * (pieces // 4)
+    return Pipeline(
+        piece_s=tuple(tuple(one / speed for one in work) for speed in speeds),
+        cut_bytes=(600_000, *[800_000, 400_000, 1_600_000, 400_000] * (pieces // 4)),
+        weight_bytes=(4_000_000,) * pieces,
+        work_bytes=(2_000_000,) * pieces,
+        memory_bytes=tuple(rng.uniform(40e6, 90e6) for _ in range(devices)),
+        latency_s=((1e-3,) * devices,) * devices,
+        bytes_per_s=tuple(tuple(rng.uniform(10e6, 125e6) for _ in range(devices)) for _ in range(devices)),
+    )
+
+
+def test_sixteen_devices_that_differ() -> None:
+    """Within seconds (benchmarks.planner has the figures), and no worse than what is published."""
+    pipeline = large()
+    began_s = time.perf_counter()
+    stages = fastest(pipeline)
+    assert time.perf_counter() - began_s < 10
+    pipeline.check(stages)
+    devices = tuple(range(16))
+    for baseline in (baselines.even, baselines.proportional, baselines.pipedream):
+        assert pipeline.period_s(stages) <= pipeline.period_s(baseline(pipeline, devices)) * (1 + 1e-9)
+
+
+def test_a_farther_cut_is_not_always_better() -> None:
+    """What a slow link carries decides where to cut: the farthest cut within the threshold sends too much."""
+    pipeline = Pipeline(
+        piece_s=((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
+        cut_bytes=(1, 1, 10, 1),
+        weight_bytes=(1, 1, 1),
+        work_bytes=(0, 0, 0),
+        memory_bytes=(math.inf, math.inf),
+        latency_s=((0.0, 0.0), (0.0, 0.0)),
+        bytes_per_s=((1.0, 1.0), (1.0, 1.0)),
+    )
+    assert fastest(pipeline) in (
+        (Stage(device=0, start=0, stop=1), Stage(device=1, start=1, stop=3)),
+        (Stage(device=1, start=0, stop=1), Stage(device=0, start=1, stop=3)),
+    )
+
+
+def test_baselines_are_partitions() -> None:
+    """Every piece once, on the devices in their order."""
+    pipeline = large(4, 16)
+    for baseline in (baselines.even, baselines.proportional, baselines.pipedream):
+        stages = baseline(pipeline, (2, 0, 3, 1))
+        assert [stage.device for stage in stages] == [2, 0, 3, 1]
+        assert [stage.start for stage in stages[1:]] == [stage.stop for stage in stages[:-1]]
+        assert (stages[0].start, stages[-1].stop) == (0, 16)
+
+
+def test_pipedream_is_right_where_all_are_alike() -> None:
+    """Its assumption: then nothing is better among partitions over all devices in that order."""
+    work = (0.3, 0.1, 0.1, 0.4, 0.2, 0.2)
+    pipeline = Pipeline(
+        piece_s=(work,) * 3,
+        cut_bytes=(0, 4, 1, 3, 1, 2, 0),
+        weight_bytes=(1,) * 6,
+        work_bytes=(0,) * 6,
+        memory_bytes=(math.inf,) * 3,
+        latency_s=((0.0,) * 3,) * 3,
+        bytes_per_s=((10.0,) * 3,) * 3,
+    )
+    best = min(
+        pipeline.period_s(stages)
+        for stages in every_partition(pipeline)
+        if [stage.device for stage in stages] == [0, 1, 2] and all(stage.start < stage.stop for stage in stages)
+    )
+    assert pipeline.period_s(baselines.pipedream(pipeline, (0, 1, 2))) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        (((0, 0, 2), (1, 3, 4)), "skips"),
+        (((0, 0, 3), (1, 2, 4)), "repeats"),
+        (((0, 0, 2), (1, 2, 3)), "end at piece 3"),
+        (((0, 0, 2), (0, 2, 4)), "two stages"),
+        (((0, 0, 2), (9, 2, 4)), "no device 9"),
+    ],
+)
+def test_a_partition_by_hand(bounds: tuple[tuple[int, int, int], ...], says: str) -> None:
+    """One that skips, repeats or overruns pieces is refused."""
+    pipeline = large(2, 4)
+    with pytest.raises(PlanError, match=says):
+        pipeline.check([Stage(device=device, start=start, stop=stop) for device, start, stop in bounds])
+
+
+def test_a_device_without_the_memory_is_named() -> None:
+    """With how many bytes it lacks."""
+    pipeline = large(2, 64)
+    with pytest.raises(PlanError, match=r"device 0 lacks \d+ bytes"):
+        pipeline.check([Stage(device=0, start=0, stop=64)])
+
+
+def test_numbers_that_do_not_fit_together() -> None:
+    """Are named."""
+    with pytest.raises(InputError, match="cut_bytes does not fit"):
+        Pipeline(
+            piece_s=((1.0,),), cut_bytes=(1,), weight_bytes=(1,), work_bytes=(1,), memory_bytes=(1.0,),
+            latency_s=((0.0,),), bytes_per_s=((1.0,),),
+        )  # fmt: skip
