@@ -47,7 +47,7 @@ def worker() -> Iterator[ZmqTransport]:
     """A device that answers PINGs of whoever holds the coordinator's key, OURS."""
     with ZmqTransport(1, THEIRS) as transport:
         transport.connect([Peer(rank=0, public_key=OURS.public)])
-        serve_probe(transport)
+        serve_probe(transport, lambda: "cpu")
         yield transport
 
 
@@ -146,8 +146,8 @@ def test_a_late_answer_is_not_taken_for_the_next(worker: ZmqTransport) -> None:
 def test_a_coordinator_may_ask_too(mesh: Mesh) -> None:
     """On every transport, while the worker waits for something else; a worker may not."""
     one, two = mesh(2)
-    serve_probe(one)
-    serve_probe(two)
+    serve_probe(one, lambda: "cpu")
+    serve_probe(two, lambda: "cpu")
     two.send(0, Kind.PING, epoch=0)
     two.send(0, Kind.READY, epoch=0)
     with running(two):
