@@ -556,6 +556,27 @@ def _other(name: str, cases: dict[str, Any]) -> list[Row]:
     return [_reported(f"{_OTHERS[name]}: `auto` / `local` at batch {', '.join(over_local)}", measured)]
 
 
+def planner(document: dict[str, Any]) -> list[Row]:
+    """Partitions of a pipeline."""
+    small, large = document["figures"]["small"], [document["figures"][name] for name in ("tight", "ample")]
+    throughput = max(one["seconds"]["throughput"] for one in large)
+    latency, memory = max(one["seconds"]["latency"] for one in large), max(one["peak_mb"] for one in large)
+    return [
+        Row(
+            what=f"partitions of {small['pipelines']} random small pipelines against every partition that there is",
+            reach="equal",
+            measured=f"{small['not the best']} of {small['answers']} answers not the best",
+            met=small["not the best"] == 0,
+        ),
+        Row(
+            what="the same for 16 devices that all differ, 97 cut points: for throughput, for one request, peak memory",
+            reach="< 1 s, < 5 s, 300 MB",
+            measured=f"{throughput:.2f} s, {latency:.1f} s, {memory:.0f} MB",
+            met=throughput < 1 and latency < 5 and memory <= 300,
+        ),
+    ]
+
+
 def _reported(what: str, measured: str) -> Row:
     return Row(what=what, reach="reported", measured=measured, met=None)
 
@@ -575,6 +596,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], list[Row]]] = {
     "accuracy": codecs,
     "codec_time": codec_time,
     "adaptive": adaptive,
+    "planner": planner,
 }
 
 

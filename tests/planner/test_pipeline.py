@@ -3,65 +3,16 @@
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterator
-from itertools import combinations_with_replacement, permutations
 
 import pytest
 
+from benchmarks.planner import every_partition, large, least, some
 from edgeprism.errors import InputError, PlanError
 from edgeprism.planner import baselines
 from edgeprism.planner.pipeline import Pipeline, Stage
 from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
-
-Stages = tuple[Stage, ...]
-
-
-def some(seed: int) -> Pipeline:
-    """A small one: devices of many speeds and memories, links of many rates, sums that round."""
-    rng = random.Random(seed)
-    devices, pieces = rng.randint(1, 4), rng.randint(1, 4)
-    speeds = [rng.choice([1.0, 1.0, 2.0, 4.0, 0.3]) for _ in range(devices)]
-    work = [rng.choice([0.1, 0.2, 0.7]) for _ in range(pieces)]
-    weights = tuple(rng.choice([10, 20, 40]) for _ in range(pieces))
-    return Pipeline(
-        piece_s=tuple(tuple(one / speed * rng.uniform(0.9, 1.1) for one in work) for speed in speeds),
-        cut_bytes=tuple(rng.choice([1, 5, 20]) for _ in range(pieces + 1)),
-        weight_bytes=weights,
-        work_bytes=tuple(rng.choice([0, 3]) for _ in range(pieces)),
-        memory_bytes=tuple(rng.choice([math.inf, 60.0, 100.0, 150.0]) for _ in range(devices)),
-        latency_s=tuple(tuple(rng.choice([0.0, 0.01]) for _ in range(devices)) for _ in range(devices)),
-        bytes_per_s=tuple(tuple(rng.choice([10.0, 50.0, 1000.0]) for _ in range(devices)) for _ in range(devices)),
-        queue_length=rng.choice([0, 1]),
-        home=rng.randrange(devices),
-    )
-
-
-def every_partition(pipeline: Pipeline) -> Iterator[Stages]:
-    """On every sequence of devices, cut everywhere; relays included."""
-    for count in range(1, pipeline.num_devices + 1):
-        for devices in permutations(range(pipeline.num_devices), count):
-            for cuts in combinations_with_replacement(range(pipeline.num_pieces + 1), count - 1):
-                bounds = [0, *cuts, pipeline.num_pieces]
-                yield tuple(
-                    Stage(device=device, start=start, stop=stop)
-                    for device, start, stop in zip(devices, bounds, bounds[1:], strict=False)
-                )
-
-
-def least(pipeline: Pipeline, measure: Callable[[Stages], float]) -> float:
-    """Of every partition that fits; infinite where none does."""
-    best = math.inf
-    for stages in every_partition(pipeline):
-        if measure(stages) < best:
-            try:
-                pipeline.check(stages)
-            except PlanError:
-                continue
-            best = measure(stages)
-    return best
 
 
 @pytest.mark.parametrize("first", range(0, 200, 50))
@@ -81,22 +32,6 @@ def test_nothing_is_better(first: int) -> None:
             pipeline.check(stages)
             assert measure(stages) == pytest.approx(best_s, rel=1e-9), seed
     assert num_feasible > 50
-
-
-def large(devices: int = 16, pieces: int = 96) -> Pipeline:
-    """All devices different, all links too, memory for an eighth of the model each."""
-    rng = random.Random(1)
-    speeds = [rng.uniform(0.5, 4.0) for _ in range(devices)]
-    work = [0.02, 0.01, 0.03, 0.03] * (pieces // 4)
-    return Pipeline(
-        piece_s=tuple(tuple(one / speed for one in work) for speed in speeds),
-        cut_bytes=(600_000, *[800_000, 400_000, 1_600_000, 400_000] * (pieces // 4)),
-        weight_bytes=(4_000_000,) * pieces,
-        work_bytes=(2_000_000,) * pieces,
-        memory_bytes=tuple(rng.uniform(40e6, 90e6) for _ in range(devices)),
-        latency_s=((1e-3,) * devices,) * devices,
-        bytes_per_s=tuple(tuple(rng.uniform(10e6, 125e6) for _ in range(devices)) for _ in range(devices)),
-    )
 
 
 def test_sixteen_devices_that_differ() -> None:

@@ -67,33 +67,26 @@ class _Quickest:
         best_s, best = np.inf, (0, 0)
         before_s: dict[int, Times] = {}
         for size in range(1, self._devices + 1):
-            now_s: dict[int, Times] = {}
+            ending: dict[int, tuple[Numbers, Times, Parents]] = {}
             for device in range(self._devices):
                 sets = every[(size_of == size) & ((every >> device & 1) == 1)]
                 found_s, parents = self._ending_with(device, sets, before_s)
                 end_s = found_s[:, -1] + self._transfer_s[device, home, -1]
-                if len(end_s) and end_s.min() < best_s:
+                if end_s.min() < best_s:
                     best_s, best = float(end_s.min()), (int(sets[end_s.argmin()]), device)
-                    self._row[device, sets] = np.arange(len(sets))
-                now_s[device], self._parents[size, device] = found_s, parents
-            for device, found_s in now_s.items():
-                sets = every[(size_of == size) & ((every >> device & 1) == 1)]
+                ending[device] = sets, found_s, parents
+            before_s = {}
+            for device, (sets, found_s, parents) in ending.items():
                 found_s[found_s + self._rest_s >= best_s] = np.inf  # what is left takes too long on any devices
-                rows = np.arange(len(sets))
-                self._row[device, sets] = np.where(np.isfinite(found_s).any(axis=1), rows, _NOWHERE)
-            if best_s < np.inf:
-                self._row[best[1], best[0]] = self._place(best, size_of, every)
-            if not any(np.isfinite(found_s).any() for found_s in now_s.values()):
+                is_kept = np.isfinite(found_s).any(axis=1) | ((sets == best[0]) & (device == best[1]))
+                self._row[device, sets[is_kept]] = np.arange(is_kept.sum())
+                self._parents[size, device] = parents[is_kept]
+                before_s[device] = found_s[is_kept]
+            if not any(np.isfinite(found_s).any() for found_s in before_s.values()):
                 break
-            before_s = now_s
         if not np.isfinite(best_s):
             raise PlanError(what_lacks(self._pipeline))
         return self._trace(*best, size_of)
-
-    def _place(self, state: tuple[int, int], size_of: Numbers, every: Numbers) -> int:
-        devices, last = state
-        same = every[(size_of == size_of[devices]) & ((every >> last & 1) == 1)]
-        return int(np.searchsorted(same, devices))
 
     def _ending_with(self, device: int, sets: Numbers, before_s: dict[int, Times]) -> tuple[Times, Parents]:
         """When each set can have computed up to each cut, this device being last: (sets, cuts)."""
