@@ -12,6 +12,7 @@ T is the time of some stage or some transfer, so there are finitely many; the se
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ def fastest(pipeline: Pipeline) -> tuple[Stage, ...]:
         raise PlanError(f"partitions are exact for up to {MAX_DEVICES} devices, and there are {pipeline.num_devices}")
     search = _Search(pipeline)
     thresholds = search.thresholds()
-    low = _first(thresholds, 0, len(thresholds), search.may_fit)
+    low = bisect_left(range(len(thresholds)), True, key=lambda number: search.may_fit(float(thresholds[number])))
     if low == len(thresholds):
         raise PlanError(what_lacks(pipeline))
     if (stages := search.stages(float(thresholds[low]))) is not None:
@@ -58,18 +59,6 @@ def fastest(pipeline: Pipeline) -> tuple[Stage, ...]:
         else:
             best, high = found, middle
     return best
-
-
-def _first(thresholds: Table, low: int, high: int, holds: object) -> int:
-    """The first threshold for which something holds that holds for all larger ones."""
-    assert callable(holds)
-    while low < high:
-        middle = (low + high) // 2
-        if holds(float(thresholds[middle])):
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,10 +184,10 @@ class Policy:
             return
         ratio = min(max(total_s / predicted_s, MIN_CORRECTION), MAX_CORRECTION)
         before = self.correction(plan, batch, num_tokens, now_s)
-        seen = self._seen.setdefault((batch, num_tokens), {})
         if is_bound and ratio <= before:
             return
         weight = 1.0 if is_bound else NEW_WEIGHT
+        seen = self._seen.setdefault((batch, num_tokens), {})
         seen[_kind(plan)] = _Seen(ratio=before * (ratio / before) ** weight, at_s=now_s)
         _forget_first(self._seen)
 

@@ -1,4 +1,4 @@
-"""The process behind ``paced.PacedLinks``: run as a script, it imports nothing of edgeprism.
+"""The process behind `--link-rate`: run as a script, it imports nothing of edgeprism.
 
 Each pair of devices has a port here; who dials it is connected with the device behind it. What comes in goes out as if
 it had passed two cables: it leaves the sender's at its rate, is under way for the delay, and arrives by the receiver's

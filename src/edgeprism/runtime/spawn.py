@@ -16,13 +16,15 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import combinations
 from typing import IO, Any
 
 from edgeprism.errors import InputError, PeerError
+from edgeprism.runtime import pacer
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_key import of_processes
 from edgeprism.runtime.cores import divide_cores, on_cores
-from edgeprism.runtime.paced import LinkPace, PacedLinks
+from edgeprism.runtime.paced import LinkPace
 from edgeprism.wire.keys import KeyPair, Peer
 from edgeprism.wire.zmq import ZmqTransport
 
@@ -44,7 +46,7 @@ def spawn_workers(
     keys = [KeyPair.generate() for _ in range(num_devices)]
     children: list[subprocess.Popen[bytes]] = []
     transport: ZmqTransport | None = None
-    links: PacedLinks | None = None
+    pacers: list[subprocess.Popen[bytes]] = []  # one at most
     try:
         for rank in range(1, num_devices):
             children.append(_start(len(cores[rank])))
@@ -52,16 +54,15 @@ def spawn_workers(
         with on_cores(cores[0]):  # libzmq's I/O thread stays on the cores of the thread that makes it
             transport = ZmqTransport(0, keys[0])
         addresses = [transport.address, *(_answer(child, rank) for rank, child in enumerate(children, start=1))]
-        links = None if pace is None else PacedLinks(pace, addresses)
+        paced: dict[tuple[int, int], str] = {}
+        if pace is not None:
+            pacers.append(_start_pacer())
+            paced = _paced_addresses(pacers[0], pace, addresses)
 
         def peers_of(rank: int) -> list[Peer]:
-            dialled = (
-                addresses[other] if links is None or other <= rank else links.address(rank, other)
-                for other in range(num_devices)
-            )  # fmt: skip
             return [
-                Peer(rank=other, address=address, public_key=keys[other].public)
-                for other, address in enumerate(dialled)
+                Peer(rank=other, address=paced.get((rank, other), address), public_key=keys[other].public)
+                for other, address in enumerate(addresses)
             ]
 
         for rank, child in enumerate(children, start=1):
@@ -71,11 +72,11 @@ def spawn_workers(
     except BaseException:
         if transport is not None:
             transport.close()
-        _end(children, links)
+        _stop([*children, *pacers])
         raise
     return Cluster(
         transport,
-        close_workers=lambda: _end(children, links),
+        close_workers=lambda: _stop([*children, *pacers]),
         cores=cores[0],
         pids=[child.pid for child in children],
         key=of_processes(cores, is_paced=pace is not None),
@@ -83,10 +84,29 @@ def spawn_workers(
     )
 
 
-def _end(children: Sequence[subprocess.Popen[bytes]], links: PacedLinks | None) -> None:
-    _stop(children)
-    if links is not None:
-        links.close()
+def _start_pacer() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", pacer.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+
+
+def _paced_addresses(
+    process: subprocess.Popen[bytes], pace: LinkPace, addresses: Sequence[str]
+) -> dict[tuple[int, int], str]:
+    """Where each device dials each of higher rank, so that what they send is paced."""
+    pairs = list(combinations(range(len(addresses)), 2))
+    ports = [int(address.rpartition(":")[2]) for address in addresses]
+    given = {
+        "rate_bytes_s": pace.rate_mbit * 1e6 / 8,
+        "delay_s": pace.delay_ms / 1e3,
+        "pairs": [[dialler, target, ports[target]] for dialler, target in pairs],
+    }
+    _tell(process, given)
+    assert process.stdout is not None
+    line = _read_line(process.stdout, START_TIMEOUT_S)
+    if not line:
+        raise PeerError("the process that paces the links did not start; its words are above")
+    return {pair: f"tcp://127.0.0.1:{port}" for pair, port in zip(pairs, json.loads(line), strict=True)}
 
 
 def _spawn_over_gloo(num_devices: int, cores: Sequence[tuple[int, ...]], text: str) -> Cluster:
