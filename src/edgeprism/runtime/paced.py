@@ -1,8 +1,8 @@
 """Links of a set rate between processes of one machine, without root: what `--link-rate` gives.
 
-A process stands between the devices and paces what they send each other (``pacer``; ``spawn`` starts and ends it). It is
-a stand-in for `edgeprism lab`, whose links are the kernel's: here messages pass a program in Python, which takes some of
-a core, and the check that the lab makes of itself is not made.
+A process stands between the devices and paces what they send each other (``pacer``; ``spawn`` starts and ends it). It
+is a stand-in for `edgeprism lab`, whose links are the kernel's: here messages pass a program in Python, which takes
+some of a core, and the check that the lab makes of itself is not made.
 """
 
 from __future__ import annotations
