@@ -135,20 +135,24 @@ class Bench:
         return ways
 
     def turns(self, names: list[str], batch: int, repeats: int, *, num_tokens: int = 0) -> dict[str, dict[str, Any]]:
-        """Each way in turn, ``repeats`` times after two that are not counted; seconds, and what ran."""
+        """Each way in turn, ``repeats`` times after a turn that is not counted; seconds, and what ran. In a turn of
+        small batches a request that is not counted comes first: as where requests follow each other, and the link was
+        probed a moment ago, not some seconds."""
         ways, inputs = self.ways(), example(self.engine, batch, num_tokens or 197)
-        num_warm = 2 if batch <= 4 else 1
+        is_small = batch <= 4
         seconds: dict[str, list[float]] = {name: [] for name in names}
         joules: dict[str, list[float]] = {name: [] for name in names}
         traces: dict[str, Any] = {}
-        for turn in range(repeats + num_warm):
+        for turn in range(repeats + 1):
             for name in names:
                 engine = ways[name]()
+                if is_small:
+                    engine(**inputs)
                 began_s = time.perf_counter()
                 engine(**inputs)
                 took_s = time.perf_counter() - began_s
                 traces[name] = engine.last_trace
-                if turn >= num_warm:
+                if turn:
                     seconds[name].append(took_s)
                     joules[name].append(self._joules(traces[name], took_s))
         return {

@@ -147,10 +147,10 @@ def test_one_share_costs_what_local_costs(model: ModelSpec, strategy: str) -> No
 
 
 def test_replica_by_hand() -> None:
-    """Eight images on two devices: half the work each, four images of 224 x 224 x 3 float32 pixels sent once."""
+    """Eight images on two devices: half the work each, four images of 224 x 224 x 3 pixels of eight bits sent once."""
     cost = count(VIT, Plan.even("replica", 2), num_tokens=197, batch=8, element_bytes=4)
     assert [device.macs for device in cost.devices] == [4 * local(VIT, 197).devices[0].macs] * 2
-    assert [device.bytes_sent for device in cost.devices] == [4 * 224 * 224 * 3 * 4, 0]
+    assert [device.bytes_sent for device in cost.devices] == [4 * 224 * 224 * 3, 0]
     assert cost.num_exchanges == cost.bytes_per_block == 0
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.specs.codec import CodecSpec
-from edgeprism.specs.cost import TEXT_TOKEN_BYTES, block_macs
+from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES, block_macs
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.replica.partition import sample_bounds
@@ -85,7 +85,7 @@ def work_of(model: ModelSpec, plan: Plan, *, batch: int, num_tokens: int, elemen
     counts: tuple[int, ...] = (batch,)
     if plan.strategy == "replica":
         counts = tuple(stop - start for start, stop in sample_bounds(batch, plan.shares))
-    sample_bytes = model.input_values(num_tokens) * (element_bytes if model.is_vision else TEXT_TOKEN_BYTES)
+    sample_bytes = model.input_values(num_tokens) * (PIXEL_BYTES if model.is_vision else TEXT_TOKEN_BYTES)
     return tuple(
         _whole(model, count, num_tokens, sample_bytes if index else 0) if count else DeviceWork(takes_part=False)
         for index, count in enumerate(counts)

@@ -20,7 +20,7 @@ from edgeprism.errors import PeerError, PeerFault, PeerTimeout
 from edgeprism.models.model import Model, Tokens
 from edgeprism.runtime.accelerator import TOLERANCES, block_rows, difference
 from edgeprism.runtime.calibrations import ready_for, tables_to_send
-from edgeprism.runtime.job import WORKERS_PART, JobRun, Results, as_sent, replica_job
+from edgeprism.runtime.job import WORKERS_PART, JobRun, Results, as_computed, as_sent, replica_job
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import MAX_TIMEOUT_S, Job, LoadOrder
 from edgeprism.runtime.patience import Patience
@@ -286,7 +286,7 @@ class Coordinator:
         )
 
     def _sample_request(self, inputs: dict[str, Any], plan: Plan, limit_s: float) -> Request:
-        inputs = as_sent(inputs, self._model.dtype)
+        inputs = as_computed(inputs, self._model.dtype)
         batch, num_tokens = batch_of(inputs), self._model.num_tokens(inputs)
         all_bounds = sample_bounds(batch, plan.shares)
         devices = tuple(device for device, (start, stop) in enumerate(all_bounds) if stop > start)
@@ -319,11 +319,10 @@ class Coordinator:
             timeout_s=request.timeout_s, calibrations=self._calibrations,
         )  # fmt: skip
         self._running = request
-        meta = job.to_json()
         for index, device in enumerate(job.devices):
             if device != 0:
-                tensors = [tensor.contiguous() for tensor in request.tensors_of(index).values()]
-                buffers = self._staging.to_wire(tensors, run.meter)
+                sent, tensors = as_sent(job, request.tensors_of(index))
+                meta, buffers = sent.to_json(), self._staging.to_wire(tensors, run.meter)
                 self._transport.send(device, Kind.REQUEST, epoch=epoch, request=number, meta=meta, buffers=buffers)
         return run
 

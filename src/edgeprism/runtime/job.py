@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edgeprism.codecs.calibration import Calibration
+from edgeprism.codecs.levels import NUM_LEVELS, from_levels, to_levels
 from edgeprism.errors import FrameError, PeerFault
 from edgeprism.models.model import Model
 from edgeprism.models.text import CausalLM
@@ -28,6 +29,7 @@ from edgeprism.wire.transport import Transport
 
 WORKERS_PART = 0.8  # of the coordinator's time: workers give up first, so that their word on who failed arrives
 MAX_TOKENS = 2**17  # of a sample; more than any model takes
+PIXELS = "pixel_values"
 EVERYBODYS = ("mask", "all_positions")
 """Tensors of a `sequence` request that every device gets whole; the others are features of its own tokens."""
 
@@ -91,12 +93,41 @@ class Results:
         return {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces) for name, pieces in fields.items()}
 
 
-def as_sent(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """The inputs of a request as they travel: pixels in the dtype that the model computes in."""
+def as_computed(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The inputs of a request with pixels in the dtype that the model computes in."""
     return {
         name: value.detach().to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
         for name, value in inputs.items()
     }
+
+
+def as_sent(job: Job, tensors: Mapping[str, Tensor]) -> tuple[Job, list[Tensor]]:
+    """A job's tensors as they travel, contiguous, and the job that says so: pictures of few levels (`codecs.levels`) as
+    those, each with its table behind all tensors."""
+    sent = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    tables = {}
+    for name, tensor in sent.items():
+        is_picture = name == PIXELS and tensor.ndim == 4 and tensor.device.type == "cpu"
+        found = to_levels(tensor) if is_picture and tensor.is_floating_point() else None
+        if found is not None:
+            sent[name], tables[name] = found
+    return replace(job, levels=tuple(tables)), [*sent.values(), *tables.values()]
+
+
+def as_received(job: Job, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors of a job by name, as they were before ``as_sent``; FrameError where they are not what it says."""
+    if len(job.tensors) + len(job.levels) != len(tensors) or not {*job.levels} <= {*job.tensors}:
+        raise FrameError(
+            f"a request names {len(job.tensors)} tensors, {len(job.levels)} with levels, and holds {len(tensors)}"
+        )
+    named = dict(zip(job.tensors, tensors, strict=False))
+    for name, table in zip(job.levels, tensors[len(job.tensors) :], strict=True):
+        numbers = named[name]
+        is_right = numbers.dtype == torch.uint8 and numbers.ndim == 4 and table.is_floating_point()
+        if not is_right or table.shape != (numbers.shape[1], NUM_LEVELS):
+            raise FrameError(f"{name} of {list(numbers.shape)} came with a table of {list(table.shape)} levels")
+        named[name] = from_levels(numbers, table)
+    return named
 
 
 def replica_job(

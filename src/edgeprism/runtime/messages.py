@@ -84,7 +84,8 @@ class Job:
 
     sequence: features of the device's own tokens, and everybody's ``mask`` if there is padding,
     ``all_positions`` if the family rotates by others than the indices.
-    replica: the inputs of the device's own samples; ``options`` are inputs that are no tensors.
+    replica: the inputs of the device's own samples; ``options`` are inputs that are no tensors. Those in ``levels``
+    travel as numbers of levels, whose tables come after all tensors.
     """
 
     kind: Kind
@@ -96,6 +97,7 @@ class Job:
     reads: Reads | None = None
     greedy: GreedySettings | None = None
     options: tuple[tuple[str, bool], ...] = ()
+    levels: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -109,6 +111,7 @@ class Job:
             "reads": None if self.reads is None else self.reads.to_json(),
             "greedy": None if self.greedy is None else self.greedy.to_json(),
             "options": dict(self.options),
+            "levels": list(self.levels),
         }
 
     @classmethod
@@ -133,6 +136,7 @@ class Job:
             reads=None if reads is None else Reads.from_json(reads),
             greedy=None if greedy is None else GreedySettings.from_json(greedy),
             options=tuple((_text(name), bool(value)) for name, value in document["options"].items()),
+            levels=tuple(_text(name) for name in document["levels"]),
         )
 
 

@@ -240,7 +240,8 @@ def example(engine: Engine, batch: int, num_tokens: int) -> dict[str, Any]:
         ids = torch.randint(0, spec.vocab_size, (batch, num_tokens), generator=generator)
         return {"input_ids": ids}
     height_px, width_px = _size_px(engine, num_tokens)
-    return {"pixel_values": torch.rand(batch, spec.num_channels, height_px, width_px, generator=generator)}
+    eight_bits = torch.randint(0, 256, (batch, spec.num_channels, height_px, width_px), generator=generator)
+    return {"pixel_values": (eight_bits / 255 - 0.5) / 0.5}
 
 
 def _size_px(engine: Engine, num_tokens: int) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from edgeprism.errors import FrameError, InputError, PeerError
 from edgeprism.models.model import Model
 from edgeprism.runtime.answers import Answer, RequestQueue
 from edgeprism.runtime.cores import settle
-from edgeprism.runtime.job import WORKERS_PART, Results, as_sent, replica_job
+from edgeprism.runtime.job import WORKERS_PART, Results, as_computed, as_sent, replica_job
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.trace import DeviceTrace, Trace
@@ -240,11 +240,12 @@ class Singles:
             compute_s=self._counted_s(device, num_tokens),
             num_bytes=self._input_bytes(num_tokens),
         )
-        inputs = as_sent(held.answer._inputs, self._model.dtype)
+        inputs = as_computed(held.answer._inputs, self._model.dtype)
         job = replica_job(inputs, (device,), ((0, 1),), WORKERS_PART * held.timeout_s)
         began_s = time.perf_counter()
         try:
-            buffers = self._staging.to_wire([inputs[name].contiguous() for name in job.tensors], meter)
+            job, tensors = as_sent(job, {name: inputs[name] for name in job.tensors})
+            buffers = self._staging.to_wire(tensors, meter)
             held.num_bytes = self._transport.send(
                 device,
                 Kind.REQUEST,

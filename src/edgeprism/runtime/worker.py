@@ -21,7 +21,7 @@ from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, 
 from edgeprism.models.model import Model
 from edgeprism.runtime.accelerator import block_rows
 from edgeprism.runtime.calibrations import ready_for, tables_received
-from edgeprism.runtime.job import JobRun
+from edgeprism.runtime.job import JobRun, as_received
 from edgeprism.runtime.messages import Introduction, Job, LoadOrder
 from edgeprism.runtime.probe import serve_probe, versions
 from edgeprism.runtime.speed import measure_speed
@@ -198,14 +198,12 @@ class Worker:
         if self._model is None or self._staging is None:
             raise FrameError("a request came before a model")
         job = Job.from_json(frame.info)
-        if len(job.tensors) != len(frame.arrays):
-            raise FrameError(f"a request names {len(job.tensors)} tensors and holds {len(frame.arrays)}")
         self._transport.take_stats()
         part = JobRun(
             self._model, job, self._transport, self._staging, epoch=frame.epoch, request=frame.request,
             calibrations=self._calibrations,
         )  # fmt: skip
-        tensors = dict(zip(job.tensors, self._staging.from_wire(frame, part.meter), strict=True))
+        tensors = as_received(job, self._staging.from_wire(frame, part.meter))
         results = part.run(tensors, self._emit(frame, part)).in_pieces(self._transport.limits.max_array_bytes)
         self._transport.check_epoch(frame.epoch)
         buffers = self._staging.to_wire([tensor.contiguous() for tensor in results.tensors], part.meter)

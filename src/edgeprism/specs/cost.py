@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from edgeprism.specs.model import ModelSpec
 
+PIXEL_BYTES = 1  # of one value of a picture that comes from eight bits a channel
 TEXT_TOKEN_BYTES = 8
 """A token of a text as it is handed out: id and position in int32 (sequence), or the id in int64 (replica)."""
 
