@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.planner import large, some
 from edgeprism.errors import InputError, PlanError
-from edgeprism.planner.pipeline import Pipeline, Stage
+from edgeprism.planner.pipeline import Pipeline
+from edgeprism.specs.plan import Stage
 from edgeprism.planner.throughput import fastest
 from edgeprism.simulate.pipeline import RateChange, Run, simulate
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from edgeprism.codecs.calibration import Calibration, missing
 from edgeprism.codecs.means import SegmentMeans
-from edgeprism.codecs.pack import Exact, Layout, Pack
+from edgeprism.codecs.pack import Exact, Layout, Pack, Rounded
 from edgeprism.codecs.predict import Difference
 from edgeprism.codecs.product import ProductQuantised
 from edgeprism.codecs.quantise import Quantised, RotatedQuantised
@@ -108,15 +108,18 @@ def make_codec(
     ``width`` is what one token sends: D for rows, keys and values side by side otherwise. PlanError without the
     ``calibration`` of a codec that needs one."""
     means = SegmentMeans(num_tokens, spec.num_rows(num_tokens), mask) if spec.has_means else None
-    pack = _pack(spec, width, dtype, device or torch.device("cpu"), calibration)
+    pack = make_pack(spec, width, dtype, device or torch.device("cpu"), calibration)
     return PartitionCodec(means, pack, num_tokens, mask)
 
 
-def _pack(
+def make_pack(
     spec: CodecSpec, width: int, dtype: torch.dtype, device: torch.device, calibration: Calibration | None
 ) -> Pack:
+    """How rows of ``width`` are written, whatever they stand for; see ``make_codec``."""
     if spec.bits == 32 and spec.group is None:
         return Exact(width=width, dtype=dtype)
+    if spec.bits == 16:
+        return Rounded(width=width, dtype=dtype)
     if spec.needs_calibration and calibration is None:
         raise missing(spec)
     num_groups = 2 if spec.travels == "keys_values" else 1

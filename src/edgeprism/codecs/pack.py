@@ -1,4 +1,4 @@
-"""The Pack seam: how rows are written into bytes. Here as they are; ``quantise`` and ``product`` have the others."""
+"""The Pack seam: how rows are written into bytes. As they are or rounded here; ``quantise``, ``product``."""
 
 from __future__ import annotations
 
@@ -39,3 +39,19 @@ class Exact(Pack):
 
     def layout(self, batch: int, num_rows: int) -> tuple[Layout, ...]:
         return ((self._dtype, (batch, num_rows, self._width)),)
+
+
+class Rounded(Pack):
+    """The rows in bfloat16: half the bytes of float32, each value off by at most 1/256 of itself."""
+
+    def __init__(self, *, width: int, dtype: torch.dtype) -> None:
+        self._width, self._dtype = width, dtype
+
+    def pack(self, rows: Float[Tensor, "batch rows width"], block: int) -> tuple[Tensor, ...]:
+        return (rows.to(torch.bfloat16).contiguous(),)
+
+    def unpack(self, parts: tuple[Tensor, ...], block: int) -> Float[Tensor, "batch rows width"]:
+        return parts[0].to(self._dtype)
+
+    def layout(self, batch: int, num_rows: int) -> tuple[Layout, ...]:
+        return ((torch.bfloat16, (batch, num_rows, self._width)),)

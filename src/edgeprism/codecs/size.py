@@ -36,6 +36,8 @@ def _group_bytes(spec: CodecSpec, width: int, element_bytes: int) -> int:
         return -(-width // spec.group)
     if spec.bits == 32:
         return width * element_bytes
+    if spec.bits == 16:
+        return 2 * width
     scale_bytes = 0 if spec.is_delta and spec.is_rotated else SCALE_BYTES
     return scale_bytes + packed_width(width, spec.bits)
 

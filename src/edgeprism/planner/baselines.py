@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from edgeprism.planner.pipeline import Pipeline, Stage
+from edgeprism.planner.pipeline import Pipeline
 from edgeprism.specs.apportion import apportion
+from edgeprism.specs.plan import Stage
 
 
 def even(pipeline: Pipeline, devices: Sequence[int]) -> tuple[Stage, ...]:

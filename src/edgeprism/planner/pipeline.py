@@ -11,17 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeprism.errors import InputError, PlanError
+from edgeprism.specs.plan import Stage
 
 Matrix = tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """The pieces [start, stop) on one device. Without pieces it is a relay: it hands on what comes."""
-
-    device: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

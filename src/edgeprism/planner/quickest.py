@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprism.errors import PlanError
-from edgeprism.planner.pipeline import Pipeline, Stage
+from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.throughput import MAX_DEVICES, what_lacks
+from edgeprism.specs.plan import Stage
 
 Times = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprism.errors import PlanError
-from edgeprism.planner.pipeline import Pipeline, Stage
+from edgeprism.planner.pipeline import Pipeline
+from edgeprism.specs.plan import Stage
 
 WORD_BITS = 64
 MAX_DEVICES = 16

@@ -41,6 +41,7 @@ from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import STRATEGIES, Plan
 from edgeprism.strategies.greedy import GreedySettings, prompt_tokens
+from edgeprism.strategies.pipeline.partition import check as check_stages
 from edgeprism.wire.transport import Transport
 
 EXAMPLE_TOKENS = 128
@@ -141,7 +142,10 @@ class Engine:
     def use(self, plan: str | Plan, codec: str | CodecSpec = "exact", *, auto: AutoSettings | None = None) -> None:
         """Takes another plan for the requests from now on. ``auto``: how "auto" chooses, by default as before; what it
         learnt under the same settings it still knows."""
-        self._plan, self._codec = self._check_plan(plan, codec)
+        plan, codec = self._check_plan(plan, codec)
+        if isinstance(plan, Plan) and plan.strategy == "pipeline":
+            check_stages(self.spec, plan)
+        self._plan, self._codec = plan, codec
         if plan == "auto":
             self._thread.call(
                 lambda: self._scheduler.choose_by(self._auto.adaptive(auto, self._calibrations, self.computes_on))
@@ -163,7 +167,7 @@ class Engine:
             raise PlanError(
                 f"codec {codec} has tables that devices get when they load the model; make a new engine for it"
             )
-        if strategy != "sequence" and codec != EXACT:
+        if strategy not in ("sequence", "pipeline") and codec != EXACT:
             warnings.warn(f"codec {codec} has no effect under plan {strategy}: nothing is encoded", stacklevel=3)
         return plan, codec
 
@@ -270,8 +274,8 @@ class Engine:
         """
         if not isinstance(self._model, CausalLM):
             raise InputError(f"{self._model.spec.architecture} does not generate; a causal language model does")
-        if (self._plan.strategy if isinstance(self._plan, Plan) else self._plan) == "replica":
-            raise PlanError("plan replica does not generate yet; use local or sequence")
+        if (strategy := self._plan.strategy if isinstance(self._plan, Plan) else self._plan) in ("replica", "pipeline"):
+            raise PlanError(f"plan {strategy} does not generate yet; use local or sequence")
         check_ids(input_ids, self._model.vocab_size)
         model = self._model
         settings = greedy_settings(model, max_new_tokens, eos_token_id, pad_token_id)

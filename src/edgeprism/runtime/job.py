@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from edgeprism.codecs.levels import NUM_LEVELS, from_levels, to_levels
 from edgeprism.errors import FrameError, PeerFault
 from edgeprism.models.model import Model
 from edgeprism.models.text import CausalLM
-from edgeprism.runtime.messages import Job
+from edgeprism.runtime.messages import Handover, Job
 from edgeprism.runtime.trace import DeviceTrace
 from edgeprism.specs.plan import MAX_DEVICES
 from edgeprism.strategies.greedy import GreedyDecoder
@@ -101,9 +101,12 @@ def as_computed(inputs: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def as_sent(job: Job, tensors: Mapping[str, Tensor]) -> tuple[Job, list[Tensor]]:
-    """A job's tensors as they travel, contiguous, and the job that says so: pictures of few levels (`codecs.levels`) as
-    those, each with its table behind all tensors."""
+_Order = TypeVar("_Order", bound=Job | Handover)
+
+
+def as_sent(job: _Order, tensors: Mapping[str, Tensor]) -> tuple[_Order, list[Tensor]]:
+    """An order's tensors as they travel, contiguous, and the order that says so: pictures of few levels
+    (`codecs.levels`) as those, each with its table behind all tensors."""
     sent = {name: tensor.contiguous() for name, tensor in tensors.items()}
     tables = {}
     for name, tensor in sent.items():
@@ -111,11 +114,12 @@ def as_sent(job: Job, tensors: Mapping[str, Tensor]) -> tuple[Job, list[Tensor]]
         found = to_levels(tensor) if is_picture and tensor.is_floating_point() else None
         if found is not None:
             sent[name], tables[name] = found
-    return replace(job, levels=tuple(tables)), [*sent.values(), *tables.values()]
+    order: _Order = replace(job, levels=tuple(tables))
+    return order, [*sent.values(), *tables.values()]
 
 
-def as_received(job: Job, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The tensors of a job by name, as they were before ``as_sent``; FrameError where they are not what it says."""
+def as_received(job: Job | Handover, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors of an order by name, as they were before ``as_sent``; FrameError where they are not what it says."""
     if len(job.tensors) + len(job.levels) != len(tensors) or not {*job.levels} <= {*job.tensors}:
         raise FrameError(
             f"a request names {len(job.tensors)} tensors, {len(job.levels)} with levels, and holds {len(tensors)}"

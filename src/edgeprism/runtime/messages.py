@@ -10,6 +10,9 @@ EPOCH    the epoch, in the header: drop all older work. order: the number of the
          or busy: it serves another coordinator)
 FETCH    (worker) nothing, or file and offset, with the order's number -> CHUNK: names and sizes of files, or bytes
 CLOSE    end
+HANDOVER a Handover, with tensors: a micro-batch for the next stage of a pipeline, from the one before -> HANDOVER
+         to the one after it, or RESULT from the last
+CREDIT   nothing: the receiver of a HANDOVER has begun with it, so its sender may send one more
 PING     what ``probe`` says: bytes and facts that are asked for -> PONG
 """
 
@@ -22,7 +25,7 @@ from typing import Any, Literal, TypeVar
 from edgeprism.errors import FrameError, InputError
 from edgeprism.models.reads import Reads
 from edgeprism.specs.codec import EXACT, CodecSpec
-from edgeprism.specs.plan import MAX_DEVICES
+from edgeprism.specs.plan import MAX_DEVICES, Stage, parse_stages
 from edgeprism.strategies.greedy import GreedySettings
 from edgeprism.wire.frame import Frame
 from edgeprism.wire.keys import Peer
@@ -137,6 +140,88 @@ class Job:
             greedy=None if greedy is None else GreedySettings.from_json(greedy),
             options=tuple((_text(name), bool(value)) for name, value in document["options"].items()),
             levels=tuple(_text(name) for name in document["levels"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """One micro-batch on its way to the stage at ``index`` of ``stages``.
+
+    The frame's tensors are named by ``tensors``, those that travel at a cut come behind them: inputs (with ``levels``
+    and ``options`` as in `Job`) on the way to the first piece, else ``mask`` and ``positions`` where there are any.
+    ``traces``: of the stages so far.
+    """
+
+    stages: tuple[Stage, ...]
+    index: int
+    codec: CodecSpec
+    batch: int
+    num_tokens: int
+    timeout_s: float
+    tensors: tuple[str, ...]
+    levels: tuple[str, ...] = ()
+    options: tuple[tuple[str, bool], ...] = ()
+    reads: Reads | None = None
+    traces: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def stage(self) -> Stage:
+        """The one that it goes to."""
+        return self.stages[self.index]
+
+    @property
+    def next_device(self) -> int:
+        """Whom its stage hands on to: the coordinator after the last one."""
+        return self.stages[self.index + 1].device if self.index + 1 < len(self.stages) else 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no stage comes after."""
+        return self.index + 1 == len(self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "stages": ",".join(map(str, self.stages)),
+            "index": self.index,
+            "codec": str(self.codec),
+            "batch": self.batch,
+            "num_tokens": self.num_tokens,
+            "timeout_s": self.timeout_s,
+            "tensors": list(self.tensors),
+            "levels": list(self.levels),
+            "options": dict(self.options),
+            "reads": None if self.reads is None else self.reads.to_json(),
+            "traces": list(self.traces),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Handover:
+        """FrameError when a field is missing or of another type."""
+        return _checked("HANDOVER", lambda: cls._read(document))
+
+    @classmethod
+    def _read(cls, document: Mapping[str, Any]) -> Handover:
+        stages, index, reads = parse_stages(_text(document["stages"])), int(document["index"]), document["reads"]
+        if not 0 <= index < len(stages) <= MAX_DEVICES:
+            raise ValueError(f"stage {index} of {len(stages)}")
+        if not 0 <= float(document["timeout_s"]) <= MAX_TIMEOUT_S:
+            raise ValueError(f"timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}")
+        traces = document["traces"]
+        if not isinstance(traces, list) or len(traces) > index or not all(isinstance(one, dict) for one in traces):
+            raise ValueError("traces are those of earlier stages")
+        return cls(
+            stages=stages,
+            index=index,
+            codec=CodecSpec.parse(document["codec"]),
+            batch=int(document["batch"]),
+            num_tokens=int(document["num_tokens"]),
+            timeout_s=float(document["timeout_s"]),
+            tensors=tuple(_text(name) for name in document["tensors"]),
+            levels=tuple(_text(name) for name in document["levels"]),
+            options=tuple((_text(name), bool(value)) for name, value in document["options"].items()),
+            reads=None if reads is None else Reads.from_json(reads),
+            traces=tuple(traces),
         )
 
 

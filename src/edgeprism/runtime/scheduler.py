@@ -1,8 +1,8 @@
 """What device 0 does next: begin a request that waits, take in what others have done, look after the cluster.
 
 Requests are begun in the order in which they came. Most take all devices, so one runs at a time; requests of one
-sample under plan `replica` take one device each and run side by side (``singles``). Of the two kinds only one is under
-way at a time.
+sample under plan `replica` take one device each and run side by side (``singles``), those under `pipeline` one behind
+the other (``pipelined``). Of the three kinds only one is under way at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import InputError, RequestAborted
@@ -23,10 +24,12 @@ from edgeprism.runtime.coordinator import Coordinator
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Introduction
 from edgeprism.runtime.patience import Patience
+from edgeprism.runtime.pipelined import Pipelined
 from edgeprism.runtime.singles import Singles
 from edgeprism.runtime.trace import Trace
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.replica.forward import batch_of
+from edgeprism.wire.frame import Frame
 from edgeprism.wire.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ AUTO_GENERATES = "auto: local, which is how it generates; name plan sequence to 
 AUTO_NOTE = "auto: local, since there is no performance map to choose by"
 
 LOOK_AROUND_S = 0.5
+CLOSED = partial(InputError, "the engine was closed while this request ran")
 # Orders to load have random numbers below: no answer to one is taken for an answer to the other.
 _FIRST_REQUEST = 2**31
 
@@ -60,7 +64,8 @@ class Scheduler:
         self._members = Membership(transport, introductions)
         self.coordinator = Coordinator(transport, model, self._members, patience, numbers, calibrations)
         self._singles = Singles(transport, model, self._members, patience, queue, numbers, cores)
-        self._members.pass_on = self._singles.take
+        self._pipelined = Pipelined(transport, model, self._members, patience, queue, numbers, cores)
+        self._members.pass_on = self._pass_on
         self._adaptive: Adaptive | None = None
         self._lesson: tuple[Trace, Plan] | None = None
         self._is_watching = False  # the links, while nothing is to be done: after a request under plan `auto`
@@ -83,12 +88,13 @@ class Scheduler:
     @property
     def is_busy(self) -> bool:
         """Whether devices have requests in hand."""
-        return self._singles.num_in_hand > 0
+        return self._singles.num_in_hand + self._pipelined.num_in_hand > 0
 
     def close(self) -> None:
         """Refuses what waits, ends what devices have in hand, and removes what was made for this engine."""
         self._queue.close(NOT_OURS)
-        self._singles.close(InputError("the engine was closed while this request ran"))
+        self._singles.close(CLOSED())
+        self._pipelined.close(CLOSED())
         self._queue.deliver()
         for remove in self.at_end:
             remove()
@@ -98,6 +104,10 @@ class Scheduler:
         self._is_watching = answer._plan == "auto"
         try:
             only(answer._inputs, *self._model.input_names)
+            if self._is_pipelined(answer):
+                return self._singles.num_in_hand == 0 and self._pipelined.offer(answer)
+            if self._pipelined.num_in_hand:
+                return False
             if self._is_single(answer):
                 return self._singles.offer(answer)
             decision = self._decision(answer)
@@ -117,7 +127,7 @@ class Scheduler:
             versions, queued_s = self.coordinator.versions_of(trace), began_s - answer._submitted_s
             answer.trace = replace(trace, versions=versions, queued_s=queued_s)
         except RequestAborted:
-            self._queue.finish(answer, InputError("the engine was closed while this request ran"))
+            self._queue.finish(answer, CLOSED())
             return True
         except BaseException as exc:
             self._queue.finish(answer, exc)
@@ -148,14 +158,22 @@ class Scheduler:
     def _is_single(self, answer: Answer) -> bool:
         return answer._plan == "replica" and self._transport.num_devices > 1 and batch_of(answer._inputs) == 1
 
+    def _is_pipelined(self, answer: Answer) -> bool:
+        strategy = answer._plan.strategy if isinstance(answer._plan, Plan) else answer._plan
+        return strategy == "pipeline" and self._transport.num_devices > 1
+
+    def _pass_on(self, frame: Frame) -> None:
+        (self._pipelined if self._pipelined.holds(frame) else self._singles).take(frame)
+
     def look_around(self) -> None:
         """Waits until something happens, half a second at most, and takes it in."""
-        self._transport.watch(max(0.0, min(LOOK_AROUND_S, self._singles.patience_s)))
+        self._transport.watch(max(0.0, min(LOOK_AROUND_S, self._singles.patience_s, self._pipelined.patience_s)))
         if self._transport.num_devices > 1:
             self._members.ready()  # takes in what came, tells and asks those that have to be
             if self._adaptive is not None and self._is_watching and not self.is_busy and not self._queue.has_waiting:
                 self._adaptive.probe(self.coordinator.ready())
         self._singles.collect()
+        self._pipelined.collect()
 
 
 def noted(trace: Trace, plan: str | Plan, num_devices: int, *, auto_note: str = AUTO_NOTE) -> Trace:

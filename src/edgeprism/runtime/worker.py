@@ -25,6 +25,7 @@ from edgeprism.runtime.job import JobRun, as_received
 from edgeprism.runtime.messages import Introduction, Job, LoadOrder
 from edgeprism.runtime.probe import serve_probe, versions
 from edgeprism.runtime.speed import measure_speed
+from edgeprism.runtime.stage import WorkerStages
 from edgeprism.strategies.meter import Meter
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
@@ -89,6 +90,7 @@ class Worker:
         self._model: Model | None = None
         self._staging: Staging | None = None
         self._calibrations: dict[str, Calibration] = {}
+        self._stages = WorkerStages(transport)
         self._order_number: int | None = None  # of the order by which the model was loaded
         transport.forgets_with_coordinator = stays
         serve_probe(transport, lambda: "" if self._model is None else self._model.device.type)
@@ -130,7 +132,12 @@ class Worker:
             return
         if frame.epoch != self._transport.epoch:
             return
-        actions = {Kind.LOAD: self._take_model, Kind.REQUEST: self._take_request}
+        actions = {
+            Kind.LOAD: self._take_model,
+            Kind.REQUEST: self._take_request,
+            Kind.HANDOVER: self._take_handover,
+            Kind.CREDIT: self._stages.take_credit,
+        }
         action = actions.get(frame.kind)
         if action is None:
             log.warning("device %d sent %s, which is not for a worker", frame.sender, frame.kind.name)
@@ -171,7 +178,9 @@ class Worker:
             cause = ""  # files that cannot be used are this worker's own trouble
         meta = {"message": text[:2000], "blamed": blamed, "cause": cause}
         try:
-            self._transport.send(COORDINATOR, Kind.FAULT, epoch=frame.epoch, request=frame.request, meta=meta)
+            self._transport.send(
+                COORDINATOR, Kind.FAULT, epoch=frame.epoch, request=frame.request, block=frame.block, meta=meta
+            )
         except PeerError:
             log.warning("the coordinator cannot be told: it is gone")
 
@@ -211,6 +220,11 @@ class Worker:
         self._transport.send(
             COORDINATOR, Kind.RESULT, epoch=frame.epoch, request=frame.request, meta=meta, buffers=buffers
         )
+
+    def _take_handover(self, frame: Frame) -> None:
+        if self._model is None or self._staging is None:
+            raise FrameError("a micro-batch came before a model")
+        self._stages.take(frame, self._model, self._staging)
 
     def _emit(self, frame: Frame, part: JobRun) -> Callable[[Tensor], None]:
         """Sends each new token to the coordinator, and notices when it is no longer wanted."""

@@ -14,7 +14,8 @@ from itertools import count, pairwise
 from typing import Literal
 
 from edgeprism.errors import InputError
-from edgeprism.planner.pipeline import Pipeline, Stage
+from edgeprism.planner.pipeline import Pipeline
+from edgeprism.specs.plan import Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,16 +21,16 @@ from typing import Literal
 from edgeprism.errors import PlanError
 
 Travels = Literal["rows", "keys_values"]
-Bits = Literal[32, 8, 4, 3, 2, 1]
+Bits = Literal[32, 16, 8, 4, 3, 2, 1]
 
 ACCEPTED_FORMS = (
-    "exact, means:RATE, means:L=COUNT, int8, int4, rot+int4 (or another of 8, 3, 2, 1 bits), pq:SIZE, "
+    "exact, bfloat16, means:RATE, means:L=COUNT, int8, int4, rot+int4 (or another of 8, 3, 2, 1 bits), pq:SIZE, "
     "delta+ before rot or pq, means with + before any of these, and kv: in front"
 )
 
 _RATE = r"(?P<rate>\d+(?:\.\d+)?(?:e\+?\d+)?)"
 _MEANS = rf"means:(?:L=(?P<count>\d+)|{_RATE})"
-_PACK = r"(?P<delta>delta\+)?(?:(?P<rot>rot\+)?int(?P<bits>[84321])|pq:(?P<group>\d{1,6}))"
+_PACK = r"(?:(?P<half>bfloat16)|(?P<delta>delta\+)?(?:(?P<rot>rot\+)?int(?P<bits>[84321])|pq:(?P<group>\d{1,6})))"
 _FORM = re.compile(
     rf"(?P<kv>kv:)?(?:(?P<exact>exact)|{_MEANS}|(?:{_MEANS.replace('?P<', '?P<pack_')}\+)?{_PACK})", re.ASCII
 )
@@ -44,10 +44,11 @@ class CodecSpec:
     """One way to shorten what travels: fewer rows (means), fewer bits, or both.
 
     ``means_rate`` is tokens per mean (the paper's compression rate, at least 1), ``num_means`` the number of means of
-    each partition (the paper's L); at most one of them is given. ``bits`` of a quantised value: 8, 4, 3, 2 or 1, and
-    32 for values as they are, in whatever dtype the model computes. ``is_rotated``: rows are rotated before they are
-    quantised, which 3 bits and fewer need. ``group``: that many values become one byte (product quantisation), instead
-    of ``bits``. ``is_delta``: rows are predicted from the block before, and only the difference is quantised. Raises
+    each partition (the paper's L); at most one of them is given. ``bits`` of a quantised value: 8, 4, 3, 2 or 1, 16 for
+    bfloat16, and 32 for values as they are, in whatever dtype the model computes. ``is_rotated``: rows are rotated
+    before they are quantised, which 3 bits and fewer need. ``group``: that many values become one byte (product
+    quantisation), instead of ``bits``. ``is_delta``: rows are predicted from the block before, and only the difference
+    is quantised. Raises
     PlanError on anything else.
     """
 
@@ -62,8 +63,8 @@ class CodecSpec:
     def __post_init__(self) -> None:
         if self.travels not in ("rows", "keys_values"):
             raise PlanError(f"a codec sends 'rows' or 'keys_values', not {self.travels!r}")
-        if self.bits not in (32, 8, 4, 3, 2, 1):
-            raise PlanError(f"a codec quantises to 8, 4, 3, 2 or 1 bits (32: not at all), not {self.bits!r}")
+        if self.bits not in (32, 16, 8, 4, 3, 2, 1):
+            raise PlanError(f"a codec quantises to 16, 8, 4, 3, 2 or 1 bits (32: not at all), not {self.bits!r}")
         if self.means_rate is not None and self.num_means is not None:
             raise PlanError("a codec takes a rate of means or a number of means, not both")
         if self.means_rate is not None and not 1 <= self.means_rate < math.inf:
@@ -76,8 +77,10 @@ class CodecSpec:
             raise PlanError(
                 f"codec pq:{self.group}: a byte stands for 2 to {MAX_GROUP} values, and nothing else packs them"
             )
-        if self.bits == 32 and self.is_rotated:
+        if self.bits >= 16 and self.is_rotated:
             raise PlanError("a rotation alone sends no fewer bytes; add int8, int4, int3, int2 or int1")
+        if self.bits == 16 and self.is_delta:
+            raise PlanError("a difference is quantised to integers; add int8, int4 or pq, or leave delta out")
         if self.is_delta and self.is_exact:
             raise PlanError("a difference alone sends no fewer bytes; add bits, as in delta+rot+int4")
         if self.bits < 4 and not self.is_rotated:
@@ -103,7 +106,7 @@ class CodecSpec:
             num_means=int(count) if count else None,
             is_delta=match["delta"] is not None,
             is_rotated=match["rot"] is not None,
-            bits=bits[match["bits"]],
+            bits=16 if match["half"] else bits[match["bits"]],
             group=int(match["group"]) if match["group"] else None,
         )
 
@@ -118,7 +121,9 @@ class CodecSpec:
             parts.append("delta")
         if self.is_rotated:
             parts.append("rot")
-        if self.bits != 32:
+        if self.bits == 16:
+            parts.append("bfloat16")
+        elif self.bits != 32:
             parts.append(f"int{self.bits}")
         if self.group is not None:
             parts.append(f"pq:{self.group}")

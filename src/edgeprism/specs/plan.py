@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from edgeprism.errors import PlanError
 from edgeprism.specs.codec import EXACT, CodecSpec
 
-STRATEGIES = ("local", "replica", "sequence")
+STRATEGIES = ("local", "replica", "sequence", "pipeline")
 """Every strategy that can run, from the fewest devices' point of view to the most."""
 
 SCHEMA_VERSION = 1
@@ -19,21 +20,51 @@ MAX_DEVICES = 8
 """Of `replica` and `sequence`: with more, everyone talks to everyone for little gain."""
 
 
+PIECES_A_BLOCK = 4
+"""Where a pipeline may cut a block: attention; its output layer; the wide half of the MLP; the narrow half. These are
+the cut points of EdgePipe (arXiv 2110.14895)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The pieces [start, stop) of a model on one device. Without pieces it is a relay: it hands on what comes."""
+
+    device: int
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        """As a command line takes it: device, first and last piece."""
+        return f"{self.device}:{self.start}-{self.stop}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How one request is carried out.
 
     ``shares`` are fractions of the work, by device, the coordinator (device 0) first; they sum to 1 within 1e-6, and a
-    device with share 0 is left out. ``codec`` matters to `sequence` only. Raises PlanError on a bad value.
+    device with share 0 is left out. ``codec`` is what travels between devices under `sequence` and `pipeline`.
+    `pipeline`: ``stages`` in their order, every piece of the model in one of them; a batch goes through them in
+    micro-batches of at most ``micro_batch`` samples. Raises PlanError on a bad value.
     """
 
     strategy: str
     shares: tuple[float, ...]
     codec: CodecSpec = EXACT
+    stages: tuple[Stage, ...] = ()
+    micro_batch: int = 1
 
     def __post_init__(self) -> None:
         _check_strategy(self.strategy)
         _check_shares(self.shares)
+        if self.strategy == "pipeline":
+            _check_stages(self.stages, len(self.shares))
+            if self.codec.has_means or self.codec.travels != "rows" or self.codec.needs_calibration:
+                raise PlanError(f"between stages travel exact, bfloat16, int8 or int4 rows, not {self.codec}")
+            if not 1 <= self.micro_batch < 2**31:
+                raise PlanError(f"a micro-batch has at least one sample, not {self.micro_batch}")
+        elif self.stages:
+            raise PlanError(f"strategy {self.strategy} has no stages; only pipeline has")
         if self.strategy == "local" and len(self.shares) != 1:
             raise PlanError(f"strategy local runs on one device, but {len(self.shares)} shares were given")
 
@@ -41,6 +72,22 @@ class Plan:
     def local(cls) -> Plan:
         """Everything on the coordinator."""
         return cls(strategy="local", shares=(1.0,))
+
+    @classmethod
+    def pipeline(
+        cls, stages: Sequence[Stage], num_devices: int, codec: CodecSpec = EXACT, *, micro_batch: int = 1
+    ) -> Plan:
+        """These stages; a device's share is its part of all pieces."""
+        pieces = [0] * num_devices
+        for stage in stages:
+            if not 0 <= stage.device < num_devices:
+                raise PlanError(f"stage {stage} is on device {stage.device}, and there are {num_devices}")
+            pieces[stage.device] += max(0, stage.stop - stage.start)
+        total = sum(pieces)
+        if not total:
+            raise PlanError("the stages hold no piece of the model")
+        shares = tuple(count / total for count in pieces)
+        return cls(strategy="pipeline", shares=shares, codec=codec, stages=tuple(stages), micro_batch=micro_batch)
 
     @classmethod
     def among(
@@ -68,6 +115,7 @@ class Plan:
             "strategy": self.strategy,
             "shares": list(self.shares),
             "codec": str(self.codec),
+            **({"stages": list(map(str, self.stages)), "micro_batch": self.micro_batch} if self.stages else {}),
         }
 
     @classmethod
@@ -78,7 +126,7 @@ class Plan:
         version = document.get("schema_version")
         if version != SCHEMA_VERSION:
             raise PlanError(f"plan with schema_version {version!r}; this edgeprism reads version {SCHEMA_VERSION}")
-        unknown = sorted(set(document) - {"schema_version", "strategy", "shares", "codec"})
+        unknown = sorted(set(document) - _FIELDS)
         if unknown:
             raise PlanError(f"plan has unknown fields: {', '.join(map(str, unknown))}")
         strategy, shares, codec = document.get("strategy"), document.get("shares"), document.get("codec", "exact")
@@ -88,7 +136,15 @@ class Plan:
             raise PlanError(f"plan field shares must be a list of numbers, not {shares!r}")
         if not isinstance(codec, str):
             raise PlanError(f"plan field codec must be text, not {codec!r}")
-        return cls(strategy=strategy, shares=tuple(map(float, shares)), codec=CodecSpec.parse(codec))
+        stages, micro_batch = document.get("stages", []), document.get("micro_batch", 1)
+        if not isinstance(stages, list | tuple) or not all(isinstance(stage, str) for stage in stages):
+            raise PlanError(f"plan field stages must be a list such as ['0:0-24', '1:24-48'], not {stages!r}")
+        if not isinstance(micro_batch, int) or isinstance(micro_batch, bool):
+            raise PlanError(f"plan field micro_batch must be a count, not {micro_batch!r}")
+        return cls(
+            strategy=strategy, shares=tuple(map(float, shares)), codec=CodecSpec.parse(codec),
+            stages=parse_stages(",".join(stages)) if stages else (), micro_batch=micro_batch,
+        )  # fmt: skip
 
 
 def check_num_devices(num_devices: int) -> None:
@@ -105,9 +161,37 @@ def parse_shares(text: str) -> tuple[float, ...]:
         raise PlanError(f"shares {text!r} are not numbers with commas between them, as in 0.6,0.4") from None
 
 
+_FIELDS = {"schema_version", "strategy", "shares", "codec", "stages", "micro_batch"}
+_STAGE = re.compile(r"(\d{1,4}):(\d{1,6})-(\d{1,6})", re.ASCII)
+
+
+def parse_stages(text: str) -> tuple[Stage, ...]:
+    """Read stages as a command line gives them, device, first and last piece: ``0:0-24,1:24-48``."""
+    found = [_STAGE.fullmatch(part.strip()) for part in text.split(",")]
+    stages = [Stage(device=int(one[1]), start=int(one[2]), stop=int(one[3])) for one in found if one is not None]
+    if len(stages) < len(found):
+        raise PlanError(f"stages {text!r} are not devices with pieces, as in 0:0-24,1:24-48")
+    return tuple(stages)
+
+
+def _check_stages(stages: tuple[Stage, ...], num_devices: int) -> None:
+    """PlanError unless every piece up to the last is in one stage, in order, on devices that differ."""
+    if not stages:
+        raise PlanError("a pipeline needs stages, such as 0:0-24,1:24-48")
+    at = 0
+    for stage in stages:
+        if stage.start != at or stage.stop < stage.start:
+            what = "skips pieces" if stage.start > at else "repeats pieces, or ends before it begins"
+            raise PlanError(f"stage {stage} {what}: the next one is {at}")
+        if not 0 <= stage.device < num_devices:
+            raise PlanError(f"stage {stage} is on device {stage.device}, and there are {num_devices}")
+        at = stage.stop
+    devices = [stage.device for stage in stages]
+    if len(set(devices)) < len(devices):
+        raise PlanError("a device has two stages; it computes one at a time, so give it one")
+
+
 def _check_strategy(strategy: str) -> None:
-    if strategy == "pipeline":
-        raise PlanError(f"strategy pipeline is not built yet; use one of {', '.join(STRATEGIES)}")
     if strategy not in STRATEGIES:
         raise PlanError(f"unknown strategy {strategy!r}; use one of {', '.join(STRATEGIES)}")
 

@@ -66,6 +66,8 @@ class Kind(IntEnum):
     CHUNK = 12
     PING = 13
     PONG = 14
+    HANDOVER = 15
+    CREDIT = 16
 
 
 ORDERS = frozenset({Kind.REQUEST, Kind.EPOCH, Kind.LOAD, Kind.CLOSE, Kind.CHUNK, Kind.PING})

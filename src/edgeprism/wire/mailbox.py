@@ -1,8 +1,8 @@
 """The mailbox: frames that came and were not asked for yet, and which of them are outdated. No I/O, no time.
 
 A new *epoch* begins whenever the coordinator gives up or replans. Work of an older epoch (DATA, RESULT, TOKEN, FAULT,
-FETCH, CHUNK) is worthless and is dropped; DATA that arrives early, for a later block or epoch, is kept until it is
-asked for.
+FETCH, CHUNK, HANDOVER, CREDIT) is worthless and is dropped; DATA that arrives early, for a later block or epoch, is
+kept until it is asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ MAX_EARLY_FRAMES = 256
 MAX_CONTROL_FRAMES = 4096
 MAX_KEPT_BYTES = 3 * 2**27
 
-_OF_AN_EPOCH = frozenset({Kind.DATA, Kind.RESULT, Kind.TOKEN, Kind.FAULT, Kind.FETCH, Kind.CHUNK})
+_OF_AN_EPOCH = frozenset(
+    {Kind.DATA, Kind.RESULT, Kind.TOKEN, Kind.FAULT, Kind.FETCH, Kind.CHUNK, Kind.HANDOVER, Kind.CREDIT}
+)
 
 
 class Mailbox:

@@ -1,0 +1,188 @@
+"""One device's stage of a pipeline, on workers and on the coordinator alike; and what a worker does with handovers.
+
+A device hands on at most `QUEUE_LENGTH` micro-batches that the next one has not begun with: that one answers each with
+a CREDIT when it begins. So nobody's memory fills up when somebody later is slow; who is early waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeprism.errors import FrameError
+from edgeprism.models.model import Model
+from edgeprism.runtime.job import MAX_TOKENS, Results, as_received
+from edgeprism.runtime.messages import Handover
+from edgeprism.runtime.trace import DeviceTrace
+from edgeprism.strategies.meter import Meter
+from edgeprism.strategies.pipeline.forward import Flow, Passage, enter, leave, run
+from edgeprism.strategies.staging import Staging
+from edgeprism.wire.frame import Frame, Kind
+from edgeprism.wire.transport import COORDINATOR, Transport
+
+QUEUE_LENGTH = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What a stage makes of a micro-batch: tensors for the next one, or outputs by name (``names``)."""
+
+    order: Handover
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...] = ()
+
+
+class StageRun:
+    """One micro-batch on this device."""
+
+    def __init__(self, model: Model, order: Handover, meter: Meter) -> None:
+        self._model, self._order, self._meter = model, order, meter
+
+    def run(self, tensors: Sequence[Tensor] | dict[str, Any]) -> Done:
+        """From what came (inputs by name on the coordinator) to what goes. FrameError for what does not fit the order,
+        InputError for inputs that the model cannot use."""
+        order, stage = self._order, self._order.stage
+        if stage.start == stage.stop and not order.is_last:  # a relay
+            assert not isinstance(tensors, dict)
+            return Done(order=replace(order, index=order.index + 1), tensors=tuple(tensors))
+        with torch.no_grad():
+            flow = self._flow(tensors)
+            flow = run(self._model, flow, stage.start, stage.stop)
+            if order.is_last:
+                output = leave(self._model, flow)
+                fields = {name: value for name, value in output.items() if isinstance(value, Tensor)}
+                return Done(order=order, tensors=tuple(fields.values()), names=tuple(fields))
+            return self._handed_on(flow)
+
+    def _flow(self, tensors: Sequence[Tensor] | dict[str, Any]) -> Flow:
+        order = self._order
+        if isinstance(tensors, dict):
+            return enter(self._model, tensors)
+        if order.stage.start == 0:
+            return enter(self._model, {**as_received(order, tensors), **dict(order.options)})
+        if order.reads is None or not 1 <= order.num_tokens <= MAX_TOKENS or order.batch < 1:
+            raise FrameError("a handover does not say what its rows are")
+        passage = self._passage(order)
+        if len(tensors) != len(order.tensors) + len(passage.layout):
+            raise FrameError(f"a handover of {len(order.tensors)} + {len(passage.layout)} tensors holds {len(tensors)}")
+        named = dict(zip(order.tensors, tensors, strict=False))
+        parts = tensors[len(order.tensors) :]
+        got = tuple((part.dtype, tuple(part.shape)) for part in parts)
+        if got != passage.layout:
+            raise FrameError(f"a handover holds {got}, and {passage.layout} was expected")
+        for name, tensor in named.items():
+            if name not in ("mask", "positions") or tensor.ndim != 2 or tensor.shape[1] != order.num_tokens:
+                raise FrameError(f"a handover has {name} of shape {list(tensor.shape)}")
+        with self._meter.codec():
+            rows, side = passage.unpack(parts)
+        return Flow(
+            rows=rows, side=side, mask=named.get("mask"), positions=named.get("positions"), reads=order.reads,
+            num_tokens=order.num_tokens,
+        )  # fmt: skip
+
+    def _handed_on(self, flow: Flow) -> Done:
+        named = {
+            name: value for name, value in (("mask", flow.mask), ("positions", flow.positions)) if value is not None
+        }
+        order = replace(
+            self._order, index=self._order.index + 1, num_tokens=flow.num_tokens, batch=flow.rows.shape[0],
+            reads=flow.reads, tensors=tuple(named), levels=(), options=(),
+        )  # fmt: skip
+        with self._meter.codec():
+            packed = self._passage(order).pack(flow)
+        return Done(order=order, tensors=(*(value.contiguous() for value in named.values()), *packed))
+
+    def _passage(self, order: Handover) -> Passage:
+        assert order.reads is not None
+        return Passage(
+            self._model, order.codec, order.stage.start, batch=order.batch, num_tokens=order.num_tokens,
+            reads=order.reads,
+        )  # fmt: skip
+
+
+class Credits:
+    """How many micro-batches each receiver has that it has not begun with."""
+
+    def __init__(self) -> None:
+        self._stream = (0, 0)
+        self._out: Counter[int] = Counter()
+
+    def has(self, device: int) -> bool:
+        """Whether one more may be sent to it."""
+        return self._out[device] < QUEUE_LENGTH
+
+    def spend(self, device: int) -> None:
+        """One was sent."""
+        self._out[device] += 1
+
+    def take(self, frame: Frame) -> None:
+        """A CREDIT has come."""
+        if (frame.epoch, frame.request) == self._stream and self._out[frame.sender] > 0:
+            self._out[frame.sender] -= 1
+
+    def enter(self, epoch: int, stream: int) -> None:
+        """What was sent in another epoch or stream is forgotten."""
+        if (epoch, stream) != self._stream:
+            self._stream = epoch, stream
+            self._out.clear()
+
+
+class WorkerStages:
+    """A worker's stages, one micro-batch after the other."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport, self._credits = transport, Credits()
+
+    def take_credit(self, frame: Frame) -> None:
+        """From the receiver of a handover."""
+        self._credits.take(frame)
+
+    def take(self, frame: Frame, model: Model, staging: Staging) -> None:
+        """Computes the stage of a HANDOVER, and hands on. PeerError where the next one takes nothing for too long."""
+        order, meter, began_s = Handover.from_json(frame.info), Meter(), time.monotonic()
+        transport, epoch, stream = self._transport, frame.epoch, frame.request
+        if order.stage.device != transport.rank:
+            raise FrameError(f"a handover for device {order.stage.device} came here")
+        self._credits.enter(epoch, stream)
+        transport.send(frame.sender, Kind.CREDIT, epoch=epoch, request=stream)
+        transport.take_stats()
+        done = StageRun(model, order, meter).run(staging.from_wire(frame, meter))
+        computed_s = time.monotonic() - began_s
+        if order.is_last:
+            results = Results(names=done.names, tensors=done.tensors).in_pieces(transport.limits.max_array_bytes)
+            done = replace(done, names=results.names, tensors=results.tensors)
+        buffers = staging.to_wire([tensor.contiguous() for tensor in done.tensors], meter)
+        receiver, deadline = order.next_device, began_s + computed_s + order.timeout_s
+        if not order.is_last:
+            self._await_credit(receiver, epoch, stream, deadline)
+        stats, total_s = transport.take_stats(), time.monotonic() - began_s
+        wire_s = stats.send_s + stats.receive_s
+        trace = DeviceTrace(
+            device=transport.rank, work=order.stage.stop - order.stage.start, total_s=total_s,
+            compute_s=max(0.0, total_s - meter.codec_s - meter.staging_s - wire_s - stats.wait_s),
+            codec_s=meter.codec_s, staging_s=meter.staging_s, wire_s=wire_s, wait_s=stats.wait_s,
+            bytes_sent=sum(buffer.data.nbytes for buffer in buffers),
+            bytes_received=frame.num_bytes,
+        )  # fmt: skip
+        traces = (*order.traces, asdict(trace))
+        transport.check_epoch(epoch)
+        if order.is_last:
+            meta: dict[str, Any] = {"names": list(done.names), "traces": list(traces)}
+            kind, receiver = Kind.RESULT, COORDINATOR
+        else:
+            meta, kind = replace(done.order, traces=traces).to_json(), Kind.HANDOVER
+            self._credits.spend(receiver)
+        transport.send(
+            receiver, kind, epoch=epoch, request=stream, block=frame.block, meta=meta, buffers=buffers
+        )  # fmt: skip
+
+    def _await_credit(self, receiver: int, epoch: int, stream: int, deadline: float) -> None:
+        while not self._credits.has(receiver):
+            frames = self._transport.wait_control((Kind.CREDIT,), (receiver,), deadline, epoch=epoch, request=stream)
+            self._credits.take(frames[receiver])
