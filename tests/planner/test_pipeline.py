@@ -11,9 +11,9 @@ from benchmarks.planner import every_partition, large, least, some
 from edgeprism.errors import InputError, PlanError
 from edgeprism.planner import baselines
 from edgeprism.planner.pipeline import Pipeline
-from edgeprism.specs.plan import Stage
 from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
+from edgeprism.specs.plan import Stage
 
 
 @pytest.mark.parametrize("first", range(0, 200, 50))

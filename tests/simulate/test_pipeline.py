@@ -11,9 +11,9 @@ import pytest
 from benchmarks.planner import large, some
 from edgeprism.errors import InputError, PlanError
 from edgeprism.planner.pipeline import Pipeline
-from edgeprism.specs.plan import Stage
 from edgeprism.planner.throughput import fastest
 from edgeprism.simulate.pipeline import RateChange, Run, simulate
+from edgeprism.specs.plan import Stage
 
 TWO = (Stage(device=0, start=0, stop=1), Stage(device=1, start=1, stop=2))
 

@@ -39,8 +39,7 @@ def load_pretrained(source: str, *, dtype: torch.dtype | None = None) -> PreTrai
     ModelFilesError for missing, broken or pickled weights; UnsupportedModel for other architectures.
     """
     directory = directory_of(source)
-    architecture = _architecture(directory)
-    _check_weights(directory, architecture)
+    architecture = architecture_of(directory)
     try:
         with no_progress_bar():
             model, info = getattr(transformers, architecture).from_pretrained(
@@ -69,7 +68,9 @@ def no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _architecture(directory: Path) -> str:
+def architecture_of(directory: Path) -> str:
+    """The class that config.json names, for a directory with weights that can be read. ModelFilesError where there are
+    none; UnsupportedModel for other architectures."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -81,6 +82,7 @@ def _architecture(directory: Path) -> str:
     name = names[0] if names else "no architecture"
     if name not in ADAPTORS:
         raise unsupported(name)
+    _check_weights(directory, str(name))
     return str(name)
 
 

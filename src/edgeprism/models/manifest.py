@@ -77,7 +77,7 @@ def manifest(directory: Path, hashed: Mapping[str, TensorHashes]) -> dict[str, A
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         kept = {name: value for name, value in config.items() if name not in _INCIDENTAL}
         tensors: dict[str, Any] = {}
-        for path in _weight_files(directory):
+        for path in weight_files(directory):
             hashes = hashed.get(path.name) or TensorHashes(path)
             hashes.advance()
             tensors |= hashes.tensors()
@@ -86,7 +86,8 @@ def manifest(directory: Path, hashed: Mapping[str, TensorHashes]) -> dict[str, A
     return {"config": hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(), "tensors": tensors}
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model. OSError, ValueError or KeyError where its index cannot be used."""
     index = directory / "model.safetensors.index.json"
     if not index.exists():
         return [directory / "model.safetensors"]

@@ -69,6 +69,8 @@ class Model(ABC):
     spec: ModelSpec  # set by ``registry.adapt``
     output: type[ModelOutput]  # what ``head`` returns
     is_causal: bool = False
+    held: tuple[int, int] | None = None
+    """The pieces [start, stop) that it has weights for, where these are not all (``partial``)."""
 
     def __init__(self, base: Any) -> None:
         """``base`` is the transformers model without its head."""

@@ -92,11 +92,11 @@ class Coordinator:
         self._numbers, self._request_number = numbers, 0
         self._running: Request | None = None
 
-    def load_workers(self, order: LoadOrder, weights: WeightFiles | None = None) -> None:
-        """Has every worker load the model; those that cannot are left out, with a warning. ``weights`` are sent to
-        those that lack them."""
+    def load_workers(self, orders: LoadOrder | Mapping[int, LoadOrder], weights: WeightFiles | None = None) -> None:
+        """Has every worker load the model, or the part that its own order names; those that cannot are left out, with a
+        warning. ``weights`` are sent to those that lack them."""
         if self._transport.num_devices > 1:
-            self._members.load(order, weights, self._tables)
+            self._members.load(orders, weights, self._tables)
 
     def _what_is_wrong(self, loaded: Frame) -> str:
         try:

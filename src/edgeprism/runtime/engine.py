@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 
 from edgeprism.codecs.calibration import Calibration
 from edgeprism.errors import InputError, PlanError, RequestAborted
-from edgeprism.models.load import directory_of, load_pretrained, no_progress_bar
+from edgeprism.models.load import directory_of, no_progress_bar
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
@@ -33,6 +33,7 @@ from edgeprism.runtime.calibrations import find
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
 from edgeprism.runtime.generation import goes_on_exactly, greedy_settings, inferred_mask
+from edgeprism.runtime.holders import Holders, load_within_memory
 from edgeprism.runtime.messages import LoadOrder
 from edgeprism.runtime.scheduler import AUTO_GENERATES, NOT_OURS, Scheduler, noted
 from edgeprism.runtime.trace import Trace
@@ -124,7 +125,7 @@ class Engine:
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
         try:
-            self._thread.call(lambda: self._set_up(model, _device_of(model, device), _dtype(dtype)))
+            self._thread.call(lambda: self._set_up(model, plan, _device_of(model, device), _dtype(dtype)))
             self.use(plan, codec, auto=auto)
         except BaseException:
             self._queue.close(NOT_OURS)
@@ -145,6 +146,8 @@ class Engine:
         plan, codec = self._check_plan(plan, codec)
         if isinstance(plan, Plan) and plan.strategy == "pipeline":
             check_stages(self.spec, plan)
+        if self._holders is not None and plan != "pipeline" and not self._holders.fits(plan):
+            raise PlanError("devices hold the pieces of their own stages only; make a new engine for another plan")
         self._plan, self._codec = plan, codec
         if plan == "auto":
             self._thread.call(
@@ -304,19 +307,35 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _set_up(self, model: str | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> None:
+    def _set_up(
+        self, model: str | PreTrainedModel, plan: str | Plan, device: torch.device, dtype: torch.dtype | None
+    ) -> None:
         """On device 0's thread: the model, the devices, and the order to load it."""
-        self._model = _adapted(model, device, dtype)
-        cluster = self._cluster
+        cluster, self._holders = self._cluster, self._holders_of(model, plan, device, dtype)
+        self._model = _adapted(model, device, dtype) if self._holders is None else self._holders.own()
         self._scheduler = Scheduler(
             cluster.transport, self._model, self._queue, cluster.introductions, cluster.cores, self._calibrations
         )
         self._thread.serve(self._scheduler.step, self._scheduler.close)
         try:
-            self._scheduler.coordinator.load_workers(*self._order(model, device))
+            order, weights = self._order(model, device)
+            if self._holders is None:
+                self._scheduler.coordinator.load_workers(order, weights)
+            else:
+                self._scheduler.share_out(self._holders, lambda pieces: replace(order, pieces=pieces), weights)
         except BaseException:
             self._thread.end_serving(self._scheduler.close)
             raise
+
+    def _holders_of(
+        self, model: str | PreTrainedModel, plan: str | Plan, device: torch.device, dtype: torch.dtype | None
+    ) -> Holders | None:
+        """Who holds what under plan pipeline, where devices read their weights themselves; None: everyone the whole
+        model."""
+        strategy = plan.strategy if isinstance(plan, Plan) else plan
+        if strategy != "pipeline" or not isinstance(model, str) or self._cluster.shared_models is not None:
+            return None
+        return Holders(model, plan, dtype, device, (0, *sorted(self._cluster.transport.connected())))
 
     @property
     def _coordinator(self) -> Coordinator:
@@ -399,7 +418,7 @@ class Engine:
 
 def _adapted(model: str | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> Model:
     if isinstance(model, str):
-        return adapt(load_pretrained(model, dtype=dtype).to(device))  # type: ignore[arg-type]
+        return load_within_memory(model, dtype, device)
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"a model is an id, a directory or a loaded PreTrainedModel, not {type(model).__name__}")
     if dtype is not None and model.dtype != dtype:

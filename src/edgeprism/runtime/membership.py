@@ -61,7 +61,7 @@ class Membership:
         self._answered: set[int] = set()
         self._busy: set[int] = set()  # serve another coordinator
         self._links: dict[int, frozenset[int]] = {}  # what each device that answered has a link with
-        self._order: LoadOrder | None = None
+        self._orders: dict[int, LoadOrder] = {}
         self._order_number = 0
         self._weights: WeightFiles | None = None
         self._tables = NO_TABLES
@@ -74,15 +74,22 @@ class Membership:
         self.epoch = transport.epoch
         self.macs_per_s: dict[int, float] = {}
 
-    def load(self, order: LoadOrder, weights: WeightFiles | None = None, tables: Tables = NO_TABLES) -> None:
-        """Has all workers load the model at the same time; one that cannot is left out for now, with a warning.
+    def load(
+        self,
+        orders: LoadOrder | Mapping[int, LoadOrder],
+        weights: WeightFiles | None = None,
+        tables: Tables = NO_TABLES,
+    ) -> None:
+        """Has all workers load the model at the same time, or those that have an order of their own; one that cannot is
+        left out for now, with a warning.
 
         ``weights`` are sent to workers that ask for them, ``tables`` (of calibrations) with the order.
         """
         self._weights, self._tables = weights, tables
         self._checked.clear()
         self.new_epoch()
-        self._order, self._order_number = order, 1 + secrets.randbelow(2**31 - 1)
+        self._orders = dict.fromkeys(self._peers, orders) if isinstance(orders, LoadOrder) else dict(orders)
+        self._order_number = 1 + secrets.randbelow(2**31 - 1)
         self._await_answers(self._peers & self._transport.connected(), JOIN_TIMEOUT_S)
         self._ask_to_load()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
@@ -120,6 +127,12 @@ class Membership:
         """The devices that ``ready`` leaves out, and why."""
         ready, now = self.ready(linked=linked), time.monotonic()
         return {peer: self._why(peer, ready, now) for peer in sorted(self._peers - set(ready))}
+
+    @property
+    def answering(self) -> tuple[int, ...]:
+        """The devices that could be given an order to load, the coordinator first."""
+        now = time.monotonic()
+        return (0, *sorted(peer for peer in self._answered if not self._is_left_out(peer, now)))
 
     def new_epoch(self) -> None:
         """Everyone drops what it is doing; nobody is ready until it has answered."""
@@ -188,15 +201,13 @@ class Membership:
 
     def _ask_to_load(self) -> None:
         """Asks those who lack the model. One that answered a newer epoch than it was asked in has dropped the order."""
-        if self._order is None:
-            return
         now = time.monotonic()
-        for peer in sorted(self._answered - self._holds_model - self._loading()):
+        for peer in sorted((self._answered & self._orders.keys()) - self._holds_model - self._loading()):
             if self._is_left_out(peer, now):
                 continue
             try:
                 names, tables = self._tables
-                meta = {**self._order.to_json(), "calibrations": names}
+                meta = {**self._orders[peer].to_json(), "calibrations": names}
                 self._transport.send(
                     peer, Kind.LOAD, epoch=self.epoch, request=self._order_number, meta=meta, buffers=tables
                 )

@@ -19,7 +19,7 @@ PING     what ``probe`` says: bytes and facts that are asked for -> PONG
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
 from edgeprism.errors import FrameError, InputError
@@ -33,6 +33,7 @@ from edgeprism.wire.keys import Peer
 _Made = TypeVar("_Made")
 Kind = Literal["sequence", "replica"]
 
+MAX_PIECES = 10**6
 MAX_TIMEOUT_S = 86400.0  # of a request
 
 
@@ -46,6 +47,8 @@ class LoadOrder:
     """Where it computes; empty where the worker decides."""
     fingerprint: str = ""
     """Of the model in that directory; empty where the worker is sure to read the same files."""
+    pieces: tuple[int, int] | None = None
+    """The pieces [start, stop) that it must hold; None for the whole model."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -54,7 +57,16 @@ class LoadOrder:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> LoadOrder:
         """FrameError when a field is missing or of another type."""
-        return _checked("LOAD", lambda: cls(**{field.name: _text(document[field.name]) for field in fields(cls)}))
+        return _checked("LOAD", lambda: cls._read(document))
+
+    @classmethod
+    def _read(cls, document: Mapping[str, Any]) -> LoadOrder:
+        model, dtype, device = (_text(document[name]) for name in ("model", "dtype", "device"))
+        start, stop = (0, 0) if document["pieces"] is None else map(int, document["pieces"])
+        if not 0 <= start <= stop <= MAX_PIECES:
+            raise ValueError(f"pieces {start} to {stop}")
+        pieces = None if document["pieces"] is None else (start, stop)
+        return cls(model=model, dtype=dtype, device=device, fingerprint=_text(document["fingerprint"]), pieces=pieces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

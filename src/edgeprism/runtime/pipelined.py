@@ -40,7 +40,7 @@ from edgeprism.wire.transport import COORDINATOR, Transport
 MAX_WAITING = 64
 """Micro-batches that are taken in before the first stage wants them; more requests wait in the queue."""
 
-Restage = Callable[[Sequence[int], Sequence[int]], tuple[Stage, ...]]
+Restage = Callable[[Sequence[int]], tuple[Stage, ...]]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -97,7 +97,14 @@ class Pipelined:
         self._own: ThreadPoolExecutor | None = None
         self._own_done: SimpleQueue[tuple[int, int, Future[tuple[Done, DeviceTrace]]]] = SimpleQueue()
         self.restage: Restage = self._restage
-        """The stages of these devices, of those that a plan has, once the others are gone."""
+        """Makes stages for these devices, once others are gone."""
+        self._held: tuple[Stage, ...] | None = None  # where devices hold their own stage's pieces only
+        self._wanted: tuple[Stage, ...] = ()  # the first of those: as it is to be again when who failed is back
+
+    def hold(self, model: Model, stages: tuple[Stage, ...]) -> None:
+        """From now on devices hold the pieces of these stages only, this one ``model``."""
+        self._model, self._held = model, stages
+        self._wanted = self._wanted or stages
 
     @property
     def num_in_hand(self) -> int:
@@ -196,22 +203,35 @@ class Pipelined:
         """The plan of a request over the devices that are ready, and who is left out, and why."""
         spec, num_devices = self._model.spec, self._transport.num_devices
         ready, plan = self._members.ready(), answer._plan
+        if not isinstance(plan, Plan) and self._held is not None:
+            plan = Plan.pipeline(self._wanted, num_devices, answer._codec)
         if not isinstance(plan, Plan):
             speeds = [self._members.macs_per_s.get(device) or self._members.macs_per_s[0] for device in ready]
             macs = piece_macs(spec, self._model.num_tokens(answer._inputs))
             used = ready[: len(macs)]
             return Plan.pipeline(even(macs, used, speeds[: len(used)]), num_devices, answer._codec), ()
         check(spec, plan)
-        missing = sorted({stage.device for stage in plan.stages} - {*ready})
-        if not missing:
-            return plan, ()
+        wanted = [stage.device for stage in plan.stages]
+        stages = plan.stages if self._held is None else self._held
+        used = {stage.device for stage in stages}
+        is_back = used < {*wanted} <= {*self._members.answering} and not self.num_in_hand
+        now = stages if used <= {*ready} and not is_back else self._over(wanted)
+        missing = sorted({*wanted} - {stage.device for stage in now})
         absent = self._members.absent()
         left_out = tuple(f"device {device}: {absent.get(device, 'it is not ready')}" for device in missing)
-        devices = [stage.device for stage in plan.stages if stage.device in ready] or [COORDINATOR]
-        stages = self.restage(devices, missing)
-        return Plan.pipeline(stages, num_devices, plan.codec, micro_batch=plan.micro_batch), left_out
+        return Plan.pipeline(now, num_devices, plan.codec, micro_batch=plan.micro_batch), left_out
 
-    def _restage(self, devices: Sequence[int], missing: Sequence[int]) -> tuple[Stage, ...]:
+    def _over(self, wanted: Sequence[int]) -> tuple[Stage, ...]:
+        """Stages for those of these devices that are left. Where they have to load other pieces for that, those that
+        cannot are left out, too."""
+        while True:
+            there = self._members.ready() if self._held is None else self._members.answering
+            devices = [device for device in wanted if device in there] or [COORDINATOR]
+            stages = self.restage(devices)
+            if {stage.device for stage in stages} <= {*self._members.ready()} or devices == [COORDINATOR]:
+                return stages
+
+    def _restage(self, devices: Sequence[int]) -> tuple[Stage, ...]:
         """Where everybody holds the whole model: by speed."""
         speeds = [self._members.macs_per_s.get(device) or self._members.macs_per_s[0] for device in devices]
         return even(piece_macs(self._model.spec, self._model.spec.max_tokens), devices, speeds)
@@ -419,11 +439,8 @@ class Pipelined:
         self._inbox.clear()
         self._outbox.clear()
         self._stream, self._is_computing = 0, False
-        ready = self._members.ready()
-        missing = [device for device in used if device not in ready]
-        devices = [device for device in used if device in ready] or [COORDINATOR]
         try:
-            stages = self.restage(devices, missing)
+            stages = self._over(used)
         except EdgeprismError as error:
             self._waiting = deque(micros)
             for request in self._requests():

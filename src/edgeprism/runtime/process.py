@@ -47,17 +47,16 @@ def _serve(transport: Transport, num_threads: int) -> None:
 
     import torch  # only now: the coordinator connects while this takes its seconds
 
-    from edgeprism.models.load import load_pretrained
     from edgeprism.models.model import DTYPES, Model
-    from edgeprism.models.registry import adapt
+    from edgeprism.runtime.holders import load_within_memory
     from edgeprism.runtime.messages import LoadOrder
     from edgeprism.runtime.worker import Fetch, Worker
 
     torch.set_num_threads(num_threads)
 
     def load(order: LoadOrder, _: Fetch) -> Model:
-        model = load_pretrained(order.model, dtype=DTYPES[order.dtype])
-        return adapt(model.to(torch.device(order.device)))  # type: ignore[arg-type]
+        device = torch.device(order.device)
+        return load_within_memory(order.model, DTYPES[order.dtype], device, order.pieces)
 
     def ends() -> bool:  # over ZeroMQ the transport watches standard input, too, and notices its end at once
         return os.getppid() != parent or bool(select.select([sys.stdin.fileno()], [], [], 0)[0])

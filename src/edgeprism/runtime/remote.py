@@ -19,15 +19,14 @@ from pathlib import Path
 import torch
 
 from edgeprism.errors import ModelFilesError, PeerError, PeerTimeout
-from edgeprism.models.load import load_pretrained
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
-from edgeprism.models.registry import adapt
 from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.announce import announced
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_file import ClusterFile, own_keys
 from edgeprism.runtime.cluster_key import of_members
+from edgeprism.runtime.holders import load_within_memory
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.service import GlooService, Service
 from edgeprism.runtime.weights import WeightCache
@@ -128,7 +127,7 @@ def load_order(
         log.warning("has it now, and loads it")
     if order.dtype not in DTYPES:
         raise ModelFilesError(f"dtype {order.dtype!r} is unknown here; run the same edgeprism on both devices")
-    return adapt(load_pretrained(str(directory), dtype=DTYPES[order.dtype]).to(device))  # type: ignore[arg-type]
+    return load_within_memory(str(directory), DTYPES[order.dtype], device, order.pieces)
 
 
 def find_model(name: str, wanted: str, roots: Sequence[Path]) -> Path | None:

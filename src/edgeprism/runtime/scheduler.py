@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,13 +21,15 @@ from edgeprism.policy.choose import Decision
 from edgeprism.runtime.adaptive import Adaptive
 from edgeprism.runtime.answers import Answer, RequestQueue
 from edgeprism.runtime.coordinator import Coordinator
+from edgeprism.runtime.holders import Holders, OrderOf
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Introduction
 from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.pipelined import Pipelined
 from edgeprism.runtime.singles import Singles
 from edgeprism.runtime.trace import Trace
-from edgeprism.specs.plan import Plan
+from edgeprism.runtime.weights import WeightFiles
+from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.replica.forward import batch_of
 from edgeprism.wire.frame import Frame
 from edgeprism.wire.transport import Transport
@@ -84,6 +86,24 @@ class Scheduler:
     def choose_by(self, adaptive: Adaptive | None) -> None:
         """What chooses under plan `auto` from now on; None: it runs here."""
         self._adaptive = adaptive
+
+    def share_out(self, holders: Holders, order_of: OrderOf, weights: WeightFiles | None) -> None:
+        """Has every device load its own stage's pieces, now and whenever one has failed."""
+
+        def restage(devices: Sequence[int]) -> tuple[Stage, ...]:
+            before = holders.stages
+            try:
+                holders.stages = holders.over(devices)
+                self._pipelined.hold(holders.own(), holders.stages)
+            except BaseException:
+                holders.stages = before
+                raise
+            self.coordinator.load_workers(holders.orders(order_of), weights)
+            return holders.stages
+
+        self._pipelined.restage = restage
+        self._pipelined.hold(self._model, holders.stages)
+        self.coordinator.load_workers(holders.orders(order_of), weights)
 
     @property
     def is_busy(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
 from edgeprism.models.block import run_block
+from edgeprism.models.linear import Linear
 from edgeprism.models.model import Model
 from edgeprism.specs.cost import block_macs
 from edgeprism.specs.model import ModelSpec
@@ -17,19 +19,33 @@ _MIN_RUNS, _MIN_S = 3, 0.1
 
 def measure_speed(model: Model) -> float:
     """Multiply-accumulates per second: the fastest of a few runs of the first block on seeded rows."""
-    spec, block = model.spec, model.blocks[0]
+    spec = model.spec
     generator = torch.Generator().manual_seed(0)
+    if model.held is not None:
+        return _speed_of_products(spec.hidden_size, spec.intermediate_size, model, generator)
+    block = model.blocks[0]
     x = torch.randn(1, _NUM_ROWS, spec.hidden_size, generator=generator).to(model.device, model.dtype)
     positions = torch.arange(_NUM_ROWS)[None]
+    return macs_of_block(spec) / _fastest_s(lambda: run_block(block, x, positions))
+
+
+def _speed_of_products(width: int, wide: int, model: Model, generator: torch.Generator) -> float:
+    """The same for a device that may hold no whole block: of the wide half of an MLP, with weights of its own."""
+    x = torch.randn(_NUM_ROWS, width, generator=generator).to(model.device, model.dtype)
+    layer = Linear(torch.randn(wide, width, generator=generator).to(model.device, model.dtype), None)
+    return _NUM_ROWS * width * wide / _fastest_s(lambda: layer(x))
+
+
+def _fastest_s(call: Callable[[], torch.Tensor]) -> float:
     fastest_s = float("inf")
     with torch.no_grad():
         began, num_runs = time.perf_counter(), 0
         while num_runs < _MIN_RUNS or time.perf_counter() - began < _MIN_S:  # the first ones warm up
             start = time.perf_counter()
-            float(run_block(block, x, positions).sum())  # reading a number waits for an accelerator
+            float(call().sum())  # reading a number waits for an accelerator
             fastest_s = min(fastest_s, time.perf_counter() - start)
             num_runs += 1
-    return macs_of_block(spec) / fastest_s
+    return fastest_s
 
 
 def macs_of_block(spec: ModelSpec) -> int:

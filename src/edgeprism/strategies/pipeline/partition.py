@@ -46,6 +46,29 @@ def piece_macs(model: ModelSpec, num_tokens: int) -> tuple[int, ...]:
     return tuple(pieces)
 
 
+def piece_values(model: ModelSpec) -> tuple[int, ...]:
+    """Weights of each piece, biases and norms included as far as they count; the first one's with what embeds, the last
+    one's with the head."""
+    width, wide = model.hidden_size, model.intermediate_size
+    block = (
+        width * (width + 2 * model.key_value_width) + 5 * width,
+        width * width + 3 * width,
+        (model.mlp_matrices - 1) * (width * wide + wide) + 2 * width,
+        width * wide + 3 * width,
+    )
+    pieces = list(block * model.num_layers)
+    rows = model.max_tokens + (model.values_per_patch if model.is_vision else model.vocab_size)
+    pieces[0] += rows * width
+    has_words = model.generates or model.architecture.endswith("ForMaskedLM")
+    pieces[-1] += width * (model.vocab_size if has_words else model.num_labels + width)
+    return tuple(pieces)
+
+
+def stage_weight_bytes(model: ModelSpec, start: int, stop: int, element_bytes: int) -> int:
+    """Of the pieces [start, stop)."""
+    return element_bytes * sum(piece_values(model)[start:stop])
+
+
 def cut_bytes(
     model: ModelSpec, codec: CodecSpec, *, num_tokens: int, batch: int, element_bytes: int
 ) -> tuple[int, ...]:

@@ -1,0 +1,76 @@
+"""Who holds which pieces, where no device need hold a whole model: what each one loads, now and after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from edgeprism.errors import ModelFilesError
+from edgeprism.models.load import directory_of
+from edgeprism.models.model import Model
+from edgeprism.models.partial import load_adapted
+from edgeprism.runtime.machine import memory_available_bytes
+from edgeprism.runtime.messages import LoadOrder
+from edgeprism.specs.model import ModelSpec, element_bytes_of
+from edgeprism.specs.plan import Plan, Stage
+from edgeprism.strategies.pipeline.partition import check, even, num_pieces, piece_macs, stage_weight_bytes
+from edgeprism.wire.transport import COORDINATOR
+
+OrderOf = Callable[[tuple[int, int]], LoadOrder]
+
+
+class Holders:
+    """For the thread that owns the transport. ``source``: a directory or hub id."""
+
+    def __init__(
+        self, source: str, plan: str | Plan, dtype: torch.dtype | None, device: torch.device, devices: Sequence[int]
+    ) -> None:
+        self._source, self._dtype, self._device = source, dtype, device
+        self.spec = ModelSpec.from_directory(directory_of(source))
+        if isinstance(plan, Plan):
+            check(self.spec, plan)
+            self.stages = plan.stages
+        else:
+            self.stages = self.over(devices)
+
+    def over(self, devices: Sequence[int]) -> tuple[Stage, ...]:
+        """Equal work for these devices; fewer of them where there are fewer pieces."""
+        used = devices[: num_pieces(self.spec)]
+        return even(piece_macs(self.spec, self.spec.max_tokens), used)
+
+    def own(self) -> Model:
+        """What this device holds of the model. PlanError where its memory is too small for that."""
+        return load_within_memory(self._source, self._dtype, self._device, self.pieces_of(COORDINATOR))
+
+    def orders(self, order_of: OrderOf) -> Mapping[int, LoadOrder]:
+        """What every other device that has a stage is to load."""
+        return {
+            stage.device: order_of((stage.start, stage.stop)) for stage in self.stages if stage.device != COORDINATOR
+        }
+
+    def fits(self, plan: str | Plan) -> bool:
+        """Whether a plan has these stages."""
+        return isinstance(plan, Plan) and plan.stages == self.stages
+
+    def pieces_of(self, device: int) -> tuple[int, int]:
+        """Those of its stage; none where it has no stage."""
+        return next(((stage.start, stage.stop) for stage in self.stages if stage.device == device), (0, 0))
+
+
+def load_within_memory(
+    source: str, dtype: torch.dtype | None, device: torch.device, pieces: tuple[int, int] | None = None
+) -> Model:
+    """The model of a directory or hub id, or these pieces of it. ModelFilesError where this machine has less memory
+    free than their weights take: to be killed by the kernel in the middle would say less."""
+    spec = ModelSpec.from_directory(directory_of(source))
+    element_bytes = element_bytes_of(spec.dtype if dtype is None else str(dtype).removeprefix("torch."))
+    start, stop = (0, num_pieces(spec)) if pieces is None else pieces
+    needed, there = stage_weight_bytes(spec, start, stop, element_bytes), memory_available_bytes()
+    if device.type == "cpu" and there is not None and needed > there:
+        what = f"{spec.architecture} has" if pieces is None else f"pieces {start} to {stop} of {spec.architecture} have"
+        raise ModelFilesError(
+            f"{(needed - there) / 1e6:.0f} MB of memory are missing: {what} {needed / 1e6:.0f} MB of weights, and "
+            f"{there / 1e6:.0f} MB are free; split the model over more devices (--plan pipeline)"
+        )
+    return load_adapted(source, dtype=dtype, device=device, pieces=pieces)

@@ -1,0 +1,185 @@
+"""Requests under plan pipeline, over threads and over processes that hold their own stage only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import edgeprism
+from edgeprism.errors import InputError, PlanError
+from edgeprism.runtime.stage import QUEUE_LENGTH, WorkerStages
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.plan import Plan, parse_stages
+from tests.families import difference, example, expected, make
+
+ARCHITECTURE = "ViTForImageClassification"
+
+
+@pytest.fixture
+def cluster() -> Iterator[edgeprism.Cluster]:
+    """Three devices, threads of this process."""
+    with edgeprism.Cluster.in_process(3) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["ViTForImageClassification", "Dinov2ForImageClassification", "BertForSequenceClassification", "GPT2LMHeadModel",
+     "LlamaForCausalLM"],
+)  # fmt: skip
+def test_stages_wherever_they_are(cluster: edgeprism.Cluster, architecture: str) -> None:
+    """First, last or nothing here; cut inside of blocks; a relay; alone; in one micro-batch or one a sample."""
+    model, inputs = make(architecture), example(architecture)
+    reference = expected(model, inputs)
+    engine = edgeprism.load(model, cluster=cluster, plan="local")
+    for text in ("0:0-4,1:4-8,2:8-12", "1:0-5,0:5-7,2:7-12", "2:0-3,1:3-12", "1:0-0,2:0-9,0:9-12", "0:0-12"):
+        for micro_batch in (1, 2, 8):
+            engine.use(Plan.pipeline(parse_stages(text), 3, micro_batch=micro_batch))
+            output = engine(**inputs)
+            assert difference(output, reference, inputs) <= 1e-4, text
+            trace = engine.last_trace
+            assert trace is not None and not trace.failures and not trace.left_out
+            assert {part.device for part in trace.devices} == {stage.device for stage in trace.plan.stages}
+            assert sum(part.work for part in trace.devices) == 12
+            assert str(trace.plan.stages[0]) == text.split(",")[0]
+
+
+def test_requests_go_in_one_behind_the_other_and_come_out_right(cluster: edgeprism.Cluster) -> None:
+    """More than queues hold, each with its own answer, in their order."""
+    model = make(ARCHITECTURE)
+    plan = Plan.pipeline(parse_stages("0:0-4,1:4-8,2:8-12"), 3)
+    inputs = [example(ARCHITECTURE, batch=1, seed=seed) for seed in range(40)]
+    references = [expected(model, one) for one in inputs]
+    done: list[int] = []
+    with edgeprism.load(model, cluster=cluster, plan=plan, keep_order=True) as engine:
+        answers = [engine.submit(**one) for one in inputs]
+        for index, answer in enumerate(answers):
+            answer.add_done_callback(lambda _, index=index: done.append(index))
+        outputs = [answer.result(60) for answer in answers]
+    assert all(
+        difference(output, reference, one) <= 1e-4
+        for output, reference, one in zip(outputs, references, inputs, strict=True)
+    )
+    assert done == sorted(done)
+    assert all(answer.trace is not None and not answer.trace.failures for answer in answers)
+
+
+def test_nobody_is_given_more_than_its_queue(cluster: edgeprism.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the last stage stands still, the others come to stand, too: what is under way is bounded."""
+    goes_on, begun = threading.Event(), [0, 0, 0]
+    take = WorkerStages.take
+
+    def slow(self: WorkerStages, frame: object, model: object, staging: object) -> None:
+        rank = self._transport.rank
+        begun[rank] += 1
+        if rank == 2:
+            assert goes_on.wait(60)
+        take(self, frame, model, staging)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WorkerStages, "take", slow)
+    model, inputs = make(ARCHITECTURE), example(ARCHITECTURE, batch=1)
+    plan = Plan.pipeline(parse_stages("1:0-6,2:6-12"), 3)
+    with edgeprism.load(model, cluster=cluster, plan=plan, max_pending=200) as engine:
+        answers = [engine.submit(**inputs) for _ in range(30)]
+        threading.Event().wait(0.4)  # shorter than the first deadline
+        assert begun[2] == 1
+        assert begun[1] <= 1 + QUEUE_LENGTH + 1
+        goes_on.set()
+        assert all(difference(answer.result(60), expected(model, inputs), inputs) <= 1e-4 for answer in answers)
+
+
+def test_what_the_model_refuses_ends_that_request_alone(cluster: edgeprism.Cluster) -> None:
+    """A picture of the wrong size in the middle of others, on another device."""
+    model, inputs = make(ARCHITECTURE), example(ARCHITECTURE, batch=1)
+    plan = Plan.pipeline(parse_stages("1:0-6,2:6-12"), 3)
+    with edgeprism.load(model, cluster=cluster, plan=plan) as engine:
+        good = [engine.submit(**inputs) for _ in range(3)]
+        wrong = engine.submit(pixel_values=torch.zeros(1, 3, 40, 24))
+        good += [engine.submit(**inputs) for _ in range(3)]
+        with pytest.raises(InputError, match=r"40|16"):
+            wrong.result(60)
+        assert all(difference(answer.result(60), expected(model, inputs), inputs) <= 1e-4 for answer in good)
+        assert all(answer.trace is not None and not answer.trace.failures for answer in good)
+        with pytest.raises(InputError, match="takes pixel_values"):
+            engine(input_ids=torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_rounded_activations_travel_in_fewer_bytes(cluster: edgeprism.Cluster) -> None:
+    """A half, a quarter and an eighth, and answers that are near."""
+    model, inputs = make(ARCHITECTURE), example(ARCHITECTURE)
+    engine, num_bytes = edgeprism.load(model, cluster=cluster, plan="local"), {}
+    for codec in ("exact", "bfloat16", "int8", "int4"):
+        engine.use(Plan.pipeline(parse_stages("0:0-4,1:4-12"), 3, CodecSpec.parse(codec), micro_batch=8))
+        output = engine(**inputs)
+        assert difference(output, expected(model, inputs), inputs) <= {"exact": 1e-4, "int4": 3.0}.get(codec, 0.3)
+        assert engine.last_trace is not None
+        num_bytes[codec] = engine.last_trace.devices[0].bytes_sent
+    assert num_bytes["bfloat16"] == num_bytes["exact"] / 2
+    assert num_bytes["int8"] < 0.28 * num_bytes["exact"] and num_bytes["int4"] < 0.16 * num_bytes["exact"]
+
+
+def children() -> list[int]:
+    """The workers that this process has started."""
+    found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False).stdout
+    pids = [int(pid) for pid in found.split()]
+    return [pid for pid in pids if b"edgeprism.runtime.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def test_a_stage_that_dies_in_mid_stream_is_made_up_for(tmp_path: Path) -> None:
+    """Its pieces are loaded by those that are left, and nothing is lost or comes twice; until one device has all."""
+    model, inputs = make(ARCHITECTURE, num_hidden_layers=6), example(ARCHITECTURE, batch=1)
+    model.save_pretrained(tmp_path)
+    reference = expected(model, inputs)
+    with (
+        edgeprism.Cluster.spawn(3, share_cores=True) as cluster,
+        edgeprism.load(str(tmp_path), cluster=cluster, plan="pipeline", keep_order=True) as engine,
+    ):
+        engine(**inputs)
+        assert engine.last_trace is not None and len(engine.last_trace.plan.stages) == 3
+        with pytest.raises(PlanError, match="make a new engine for another plan"):
+            engine.use("local")
+        workers = children()
+        assert len(workers) == 2
+        for pid, num_left in zip(workers, (2, 1), strict=True):
+            answers = [engine.submit(**inputs) for _ in range(24)]
+            answers[2].result(60)
+            os.kill(pid, signal.SIGKILL)
+            outputs = [answer.result(60) for answer in answers]
+            assert all(difference(output, reference, inputs) <= 1e-4 for output in outputs)
+            engine(**inputs)
+            assert len(engine.last_trace.plan.stages) == num_left
+            assert engine.last_trace.plan.stages[-1].stop == 24
+        assert (
+            any("device" in text for answer in answers for text in answer.trace.failures) or engine.last_trace.left_out
+        )
+
+
+def test_where_nothing_fits_any_more_requests_fail_with_what_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This device cannot hold the whole model: so once the other is gone nobody can."""
+    model, inputs = make(ARCHITECTURE, num_hidden_layers=6, hidden_size=256), example(ARCHITECTURE, batch=1)
+    model.save_pretrained(tmp_path)
+    room = 0.7 * sum(one.nbytes for one in model.parameters())
+    monkeypatch.setattr("edgeprism.runtime.holders.memory_available_bytes", lambda: int(room))
+    with edgeprism.Cluster.spawn(2) as cluster:
+        with pytest.raises(
+            InputError, match=r"MB of memory are missing: ViTForImageClassification has .*--plan pipeline"
+        ):
+            edgeprism.load(str(tmp_path), cluster=cluster, plan="local")
+        with edgeprism.load(str(tmp_path), cluster=cluster, plan="pipeline") as engine:
+            assert difference(engine(**inputs), expected(model, inputs), inputs) <= 1e-4
+            (worker,) = children()
+            answers = [engine.submit(**inputs) for _ in range(8)]
+            answers[0].result(60)
+            os.kill(worker, signal.SIGKILL)
+            failed = [answer.exception(5) for answer in answers]
+            assert failed[-1] is not None and "MB of memory are missing" in str(failed[-1])
+            assert "pieces 0 to 24" in str(failed[-1])
