@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeprism.cli import auto_options
-from edgeprism.cli.plan_auto import decide
+from edgeprism.cli import auto_options, pipeline_options
+from edgeprism.cli.plan_auto import decide, map_for
 from edgeprism.cli.source import config_directory, tokens_of_pictures
+from edgeprism.cli.text import bytes_text, table
 from edgeprism.errors import InputError, PlanError
 from edgeprism.policy.explain import as_document, as_text
 from edgeprism.specs.codec import EXACT, CodecSpec
@@ -33,10 +34,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Counts what each device would compute and send for one request, from config.json alone.",
     )
     parser.add_argument("model", metavar="MODEL", help="directory in Hugging Face format, or hub id")
-    parser.add_argument("--plan", default="auto", metavar="STRATEGY", help="auto, local, replica or sequence")
+    parser.add_argument("--plan", default="auto", metavar="STRATEGY", help="auto, local, replica, sequence or pipeline")
     parser.add_argument("--devices", type=int, metavar="P", help="number of devices, the coordinator included")
     parser.add_argument("--shares", metavar="S,S,...", help="fractions of the work by device (default: even)")
-    parser.add_argument("--codec", default="exact", help="what travels under sequence, like means:9.9 (default: exact)")
+    parser.add_argument(
+        "--codec", default="exact", help="what travels under sequence or pipeline, like means:9.9 (default: exact)"
+    )
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="samples in the request (default: 1)")
     parser.add_argument("--length", type=int, metavar="N", help="tokens of a sample, for text models")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as the model is stored)")
@@ -47,6 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--explain", action="store_true", help="every candidate of plan auto, and why")
     parser.add_argument("--rate", type=float, metavar="MBIT", help="as if every link had this rate, in Mbit/s")
     auto_options.add_arguments(parser)
+    pipeline_options.add_arguments(parser)
+    parser.add_argument("--memory-mb", metavar="MB,MB,...", help="of plan pipeline: each device's memory")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -54,8 +59,13 @@ def execute(args: argparse.Namespace) -> int:
     """Count and print. InputError (one line, exit 2) for whatever cannot be carried out."""
     notes: list[str] = []
     auto_options.check(args)
-    if args.plan != "auto" and (args.explain or args.rate is not None):
-        raise InputError(f"--explain and --rate belong to --plan auto, and the plan is {args.plan}")
+    pipeline_options.check_options(args)
+    if args.plan != "auto" and args.explain:
+        raise InputError(f"--explain belongs to --plan auto, and the plan is {args.plan}")
+    if args.plan not in ("auto", "pipeline") and args.rate is not None:
+        raise InputError(f"--rate belongs to --plan auto and pipeline, and the plan is {args.plan}")
+    if args.plan == "pipeline":
+        return _execute_pipeline(args)
     plan = _make_plan(args, notes)
     directory = config_directory(args.model)
     model = ModelSpec.from_directory(directory)
@@ -84,6 +94,30 @@ def execute(args: argparse.Namespace) -> int:
         print(as_text(decision))
     else:
         print(json.dumps(document, indent=2) if args.json else _as_text(document))
+    return 0
+
+
+def _execute_pipeline(args: argparse.Namespace) -> int:
+    """Stages instead of shares."""
+    from edgeprism.cli.plan_pipeline import as_document, as_text, plan_pipeline
+
+    notes: list[str] = []
+    directory = config_directory(args.model)
+    model = ModelSpec.from_directory(directory)
+    dtype = args.dtype or model.dtype
+    num_tokens = _num_tokens(args.length, model, directory, notes)
+    model.check_num_tokens(num_tokens)
+    found = map_for(args, directory, dtype, notes)
+    plan, pipeline = plan_pipeline(args, model, dtype, num_tokens, found)
+    details = as_document(plan, pipeline, model, num_tokens=num_tokens, element_bytes=element_bytes_of(dtype))
+    for note in notes:
+        print(f"edgeprism: note: {note}", file=sys.stderr)
+    document = {
+        "model": args.model, "architecture": model.architecture, "plan": plan.to_json(), "num_tokens": num_tokens,
+        "dtype": dtype, **details, "note": "; ".join(notes) or None,
+    }  # fmt: skip
+    heading = f"{model.architecture}, {num_tokens} tokens, {dtype}: pipeline of {len(plan.stages)} stages, {plan.codec}"
+    print(json.dumps(document, indent=2) if args.json else "\n".join([heading, "", *as_text(details)]))
     return 0
 
 
@@ -170,12 +204,11 @@ def _table(devices: list[dict[str, Any]]) -> list[str]:
             str(device["tokens"]),
             str(device["key_rows"]),
             f"{device['gflop']:.2f}",
-            _bytes_text(device["bytes_sent"]),
+            bytes_text(device["bytes_sent"]),
         )
         for device in devices
     ]
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (_COLUMNS, *rows)]
+    return table(_COLUMNS, rows)
 
 
 def _sentence(document: dict[str, Any]) -> str:
@@ -187,17 +220,7 @@ def _sentence(document: dict[str, Any]) -> str:
     if not document["input_bytes"] + exchange["num_blocks"]:
         return f"{work}; nothing is sent."
     if not exchange["num_blocks"]:
-        return f"{work}; nothing travels inside a block, {_bytes_text(document['input_bytes'])} of inputs before."
-    sent = _bytes_text(exchange["bytes_per_block"])
+        return f"{work}; nothing travels inside a block, {bytes_text(document['input_bytes'])} of inputs before."
+    sent = bytes_text(exchange["bytes_per_block"])
     saved = f"{100 * exchange['saved']:.2f} % of the full-tensor exchange saved"
     return f"{work}; in each of {exchange['num_blocks']} blocks a device sends up to {sent} ({saved})."
-
-
-def _bytes_text(num_bytes: int) -> str:
-    """Bytes with a decimal unit: 30.7 kB."""
-    if num_bytes < 1000:
-        return f"{num_bytes} B"
-    for unit, factor in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
-        if num_bytes < 1000 * factor:
-            return f"{num_bytes / factor:.1f} {unit}"
-    return f"{num_bytes / 1e12:.1f} TB"

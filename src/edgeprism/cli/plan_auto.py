@@ -26,7 +26,7 @@ def decide(args: argparse.Namespace, directory: Path, dtype: str, num_tokens: in
     the model, the dtype or the cluster."""
     if args.rate is not None and not 0 < args.rate < math.inf:
         raise InputError(f"--rate must be more than 0 Mbit/s, not {args.rate:g}")
-    found = _map(args, directory, dtype, notes)
+    found = map_for(args, directory, dtype, notes)
     if found is None:
         return None
     accuracy = AccuracyFile.read(args.accuracy_file or cache_root() / "accuracy.json")
@@ -42,12 +42,15 @@ def decide(args: argparse.Namespace, directory: Path, dtype: str, num_tokens: in
     return policy.decide(args.batch, num_tokens, network)
 
 
-def _map(args: argparse.Namespace, directory: Path, dtype: str, notes: list[str]) -> PerformanceMap | None:
+def map_for(args: argparse.Namespace, directory: Path, dtype: str, notes: list[str]) -> PerformanceMap | None:
+    """The performance map of the devices that are named; None, with a note, where there is none. InputError for one
+    that does not fit."""
     named = args.cluster is not None or args.local_workers > 1
     if not named and args.map is None:
         if args.explain:
             raise InputError("--explain needs --cluster, --local-workers or --map: the devices to choose among")
-        notes.append("plan auto is local on one device; name devices with --cluster, --local-workers or --map")
+        if args.plan == "auto":
+            notes.append("plan auto is local on one device; name devices with --cluster, --local-workers or --map")
         return None
     keys = [""]
     if args.cluster is not None:
@@ -63,7 +66,8 @@ def _map(args: argparse.Namespace, directory: Path, dtype: str, notes: list[str]
         command = f"run: edgeprism profile {args.model} {option}"
         if args.explain:
             raise InputError(f"there is no performance map of this model in {dtype} on these devices; {command}")
-        notes.append(f"plan auto is local, since these devices have no performance map; {command}")
+        what = "plan auto is local" if args.plan == "auto" else "stages are cut where the work is even"
+        notes.append(f"{what}, since these devices have no performance map; {command}")
         return None
     found = PerformanceMap.read(path)
     key = found.cluster if found.cluster in keys else keys[0]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprism.cli import auto_options, link_options, stream_options
+from edgeprism.cli import auto_options, link_options, pipeline_options, stream_options
 from edgeprism.cli.screen import Screen
 from edgeprism.cli.source import check_cluster, config_directory, names_of, tokens_of_pictures
 from edgeprism.errors import InputError, PlanError
@@ -64,6 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--max-new-tokens", type=int, default=20, metavar="N", help="length of a continuation")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     auto_options.add_arguments(parser)
+    pipeline_options.add_arguments(parser)
     stream_options.add_arguments(parser)
 
 
@@ -71,6 +72,7 @@ def execute(args: argparse.Namespace) -> int:
     """Run and print. InputError (one line, exit 2) for whatever cannot be used."""
     stream_options.check_options(args)
     auto_options.check(args)
+    pipeline_options.check_options(args)
     link_options.check(args)
     for name in ("batch", "top", "max_new_tokens", "threads"):
         value = getattr(args, name)
@@ -86,10 +88,11 @@ def execute(args: argparse.Namespace) -> int:
             raise InputError(f"--link-rate paces zmq, not {args.transport}; give one of the two")
     if args.transport is not None and args.local_workers == 1:
         raise InputError("--transport is for --local-workers; workers of a cluster file use zmq, which has keys")
-    plan = _plan(args)
-    codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
+    given = None if args.plan == "pipeline" else _plan(args)  # where to cut depends on the model
     directory = config_directory(args.model)
     spec = ModelSpec.from_directory(directory)
+    plan = given or pipeline_options.plan_of(args, spec, _num_devices(args), spec.max_tokens)
+    codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
     _check(spec, directory, plan, codec, args)
     with stream_options.open_stream(args, spec) as source:
         return _load_and_run(args, plan, codec, source)
@@ -154,6 +157,10 @@ def _cluster(args: argparse.Namespace, *, alone: bool) -> Cluster:
     if args.cluster is None:
         return Cluster.spawn(args.local_workers, transport=args.transport or "zmq", **link_options.given(args))
     return Cluster.from_file(args.cluster, key=args.key, require_all=args.require_all)
+
+
+def _num_devices(args: argparse.Namespace) -> int:
+    return args.local_workers if args.cluster is None else len(names_of(Path(args.cluster)))
 
 
 def _plan(args: argparse.Namespace) -> str | Plan:

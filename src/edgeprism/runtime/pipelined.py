@@ -213,9 +213,9 @@ class Pipelined:
         check(spec, plan)
         wanted = [stage.device for stage in plan.stages]
         stages = plan.stages if self._held is None else self._held
-        used = {stage.device for stage in stages}
-        is_back = used < {*wanted} <= {*self._members.answering} and not self.num_in_hand
-        now = stages if used <= {*ready} and not is_back else self._over(wanted)
+        in_use = {stage.device for stage in stages}
+        is_back = in_use < {*wanted} <= {*self._members.answering} and not self.num_in_hand
+        now = stages if in_use <= {*ready} and not is_back else self._over(wanted)
         missing = sorted({*wanted} - {stage.device for stage in now})
         absent = self._members.absent()
         left_out = tuple(f"device {device}: {absent.get(device, 'it is not ready')}" for device in missing)

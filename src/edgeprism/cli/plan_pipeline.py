@@ -1,0 +1,167 @@
+"""`edgeprism plan --plan pipeline`: stages, what they hold and send, and what they take where that was measured."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgeprism.cli import pipeline_options
+from edgeprism.cli.text import bytes_text, table
+from edgeprism.errors import InputError, PlanError
+from edgeprism.planner.baselines import even, pipedream, proportional
+from edgeprism.planner.pipeline import Pipeline
+from edgeprism.planner.quickest import quickest
+from edgeprism.planner.throughput import fastest
+from edgeprism.policy.network import Network
+from edgeprism.policy.pipeline import pipeline_of
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.model import ModelSpec, element_bytes_of
+from edgeprism.specs.performance_map import PerformanceMap
+from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
+from edgeprism.strategies.pipeline.partition import cut_bytes, piece_macs, piece_values
+
+BASELINES = {"even": even, "in proportion to speed": proportional, "PipeDream": pipedream}
+
+
+def plan_pipeline(
+    args: argparse.Namespace, model: ModelSpec, dtype: str, num_tokens: int, found: PerformanceMap | None
+) -> tuple[Plan, Pipeline | None]:
+    """The stages that were asked for, or the best ones by the performance map (``--objective``: throughput by default),
+    or cut where the work is even where there is none. PlanError for what cannot be."""
+    micro_batch = args.micro_batch or 1
+    if found is None:
+        num_devices = args.devices or (args.shares.count(",") + 1 if args.shares else 0)
+        num_devices = num_devices or (args.stages.count(",") + 1 if args.stages else 0)
+        if not num_devices:
+            raise PlanError(
+                "strategy pipeline needs --devices, --shares, --stages, or a cluster with a performance map"
+            )
+        return pipeline_options.plan_of(args, model, num_devices, num_tokens), None
+    network = Network.measured(found.costs)
+    if args.rate is not None:
+        network = network.at(args.rate * 1e6 / 8)
+    codec = CodecSpec.parse(args.codec)
+    pipeline = pipeline_of(
+        found.costs, model, network, num_tokens=num_tokens, micro_batch=micro_batch,
+        element_bytes=element_bytes_of(dtype), codec=codec, memory_bytes=_memory_bytes(args.memory_mb, found),
+    )  # fmt: skip
+    if args.stages or args.shares:
+        plan = pipeline_options.plan_of(args, model, pipeline.num_devices, num_tokens)
+        pipeline.check(plan.stages)
+        return plan, pipeline
+    stages = quickest(pipeline) if args.objective == "latency" else fastest(pipeline)
+    return Plan.pipeline(stages, pipeline.num_devices, codec, micro_batch=micro_batch), pipeline
+
+
+def as_document(
+    plan: Plan, pipeline: Pipeline | None, model: ModelSpec, *, num_tokens: int, element_bytes: int
+) -> dict[str, Any]:
+    """Plain JSON values: a row for each stage, and what the whole takes where that is known."""
+    macs, values = piece_macs(model, num_tokens), piece_values(model)
+    cuts = cut_bytes(
+        model, plan.codec, num_tokens=num_tokens, batch=plan.micro_batch, element_bytes=element_bytes
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for stage in plan.stages:
+        row: dict[str, Any] = {
+            "device": stage.device,
+            "pieces": [stage.start, stage.stop],
+            "gflop": 2 * plan.micro_batch * sum(macs[stage.start : stage.stop]) / 1e9,
+            "weight_bytes": element_bytes * sum(values[stage.start : stage.stop]),
+            "bytes_in": cuts[stage.start],
+        }
+        if pipeline is not None:
+            row |= {"compute_s": pipeline.compute_s(stage), "memory_bytes": pipeline.stage_bytes(stage)}
+        rows.append(row)
+    document: dict[str, Any] = {"stages": rows, "micro_batch": plan.micro_batch, "bytes_out": cuts[-1]}
+    if pipeline is not None:
+        transfers = pipeline.transfers(plan.stages)
+        for row, transfer_s in zip(rows, transfers, strict=False):
+            row["transfer_s"] = transfer_s
+        document |= {
+            "out_s": transfers[-1],
+            "period_s": pipeline.period_s(plan.stages),
+            "request_s": pipeline.request_s(plan.stages),
+            "samples_per_s": plan.micro_batch / pipeline.period_s(plan.stages),
+            "bottleneck": _bottleneck(pipeline, plan.stages),
+            "baselines": {
+                name: _period_s(pipeline, make(pipeline, _known(pipeline))) for name, make in BASELINES.items()
+            },
+        }
+    return document
+
+
+def as_text(document: Mapping[str, Any]) -> list[str]:
+    """The same for people."""
+    has_times = "period_s" in document
+    heading = ["stage", "device", "blocks", "GFLOP", "weights", "receives"]
+    heading += ["takes", "computes", "memory"] if has_times else []
+    rows = []
+    for index, row in enumerate(document["stages"]):
+        cells = [
+            str(index), str(row["device"]), _blocks(*row["pieces"]), f"{row['gflop']:.2f}",
+            bytes_text(row["weight_bytes"]), bytes_text(row["bytes_in"]),
+        ]  # fmt: skip
+        if has_times:
+            cells += [_ms(row["transfer_s"]), _ms(row["compute_s"]), bytes_text(row["memory_bytes"])]
+        rows.append(cells)
+    lines = table(heading, rows)
+    if not has_times:
+        return [*lines, "", "What that takes, `edgeprism profile` measures; then the best stages are found."]
+    period_s, request_s = document["period_s"], document["request_s"]
+    lines += ["", f"A micro-batch of {document['micro_batch']} alone takes {_ms(request_s)}; one is done every "]
+    lines[-1] += f"{_ms(period_s)} ({document['samples_per_s']:.2f} samples/s). The slowest: {document['bottleneck']}."
+    compared = [
+        f"{name} {value / period_s:.2f}" if value is not None else f"{name} does not fit"
+        for name, value in document["baselines"].items()
+    ]
+    return [*lines, f"Other partitions, times that: {', '.join(compared)}."]
+
+
+def _blocks(start: int, stop: int) -> str:
+    """Pieces as blocks: 0-6.5."""
+    return f"{start / PIECES_A_BLOCK:g}-{stop / PIECES_A_BLOCK:g}" if stop > start else "relay"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f} ms" if math.isfinite(seconds) else "for ever"
+
+
+def _known(pipeline: Pipeline) -> list[int]:
+    return [device for device, row in enumerate(pipeline.piece_s) if math.isfinite(sum(row))]
+
+
+def _period_s(pipeline: Pipeline, stages: Sequence[Stage]) -> float | None:
+    try:
+        pipeline.check(stages)
+    except PlanError:
+        return None
+    return pipeline.period_s(stages)
+
+
+def _bottleneck(pipeline: Pipeline, stages: Sequence[Stage]) -> str:
+    """What takes the longest."""
+    computes = [
+        (pipeline.compute_s(stage), f"device {stage.device} computes stage {i}") for i, stage in enumerate(stages)
+    ]
+    path = [pipeline.home, *(stage.device for stage in stages), pipeline.home]
+    sends = [
+        (seconds, f"device {sender} sends to device {receiver}")
+        for seconds, sender, receiver in zip(pipeline.transfers(stages), path, path[1:], strict=False)
+    ]
+    return max(computes + sends)[1]
+
+
+def _memory_bytes(text: str | None, found: PerformanceMap) -> dict[int, float]:
+    """By device, from ``--memory-mb``: one number for each."""
+    if text is None:
+        return {}
+    try:
+        limits = [float(part) * 1e6 for part in text.split(",")]
+    except ValueError:
+        limits = []
+    if len(limits) != len(found.devices) or not all(limit > 0 for limit in limits):
+        raise InputError(f"--memory-mb takes {len(found.devices)} numbers with commas between them, not {text}")
+    return dict(enumerate(limits))
