@@ -19,6 +19,7 @@ from edgeprism.errors import EdgeprismError, InputError
 _COMMANDS = (
     "run",
     "plan",
+    "simulate",
     "profile",
     "plots",
     "evaluate",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from edgeprism.cli import pipeline_options
 from edgeprism.cli.text import bytes_text, table
 from edgeprism.errors import InputError, PlanError
 from edgeprism.planner.baselines import even, pipedream, proportional
-from edgeprism.planner.pipeline import Pipeline
+from edgeprism.planner.pipeline import NOTHING, Pipeline
 from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
 from edgeprism.policy.network import Network
@@ -126,11 +125,11 @@ def _blocks(start: int, stop: int) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.1f} ms" if math.isfinite(seconds) else "for ever"
+    return f"{1e3 * seconds:.1f} ms"
 
 
 def _known(pipeline: Pipeline) -> list[int]:
-    return [device for device, row in enumerate(pipeline.piece_s) if math.isfinite(sum(row))]
+    return [device for device, limit in enumerate(pipeline.memory_bytes) if limit != NOTHING]
 
 
 def _period_s(pipeline: Pipeline, stages: Sequence[Stage]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def bytes_text(num_bytes: float) -> str:
+def bytes_text(num_bytes: int | float) -> str:
     """Bytes with a decimal unit: 30.7 kB."""
     if num_bytes < 1000:
         return f"{num_bytes:.0f} B"

@@ -14,6 +14,8 @@ from edgeprism.errors import InputError, PlanError
 from edgeprism.specs.plan import Stage
 
 Matrix = tuple[tuple[float, ...], ...]
+NOTHING = -1.0
+"""Memory of a device that can hold nothing, not even what it would hand on: one that is not to be used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class Pipeline:
     work_bytes: tuple[int, ...]
     """What computing a piece holds besides; a stage holds that of its largest piece."""
     memory_bytes: tuple[float, ...]
-    """Of each device; infinite where it is no limit."""
+    """Of each device; infinite where it is no limit, ``NOTHING`` where it is not to be used."""
     latency_s: Matrix
     """From device to device."""
     bytes_per_s: Matrix

@@ -200,7 +200,8 @@ def _has(bits: Bits, cut: int) -> bool:
 
 def what_lacks(pipeline: Pipeline) -> str:
     """Why nothing fits, what is missing and what would help."""
-    total, there = sum(pipeline.weight_bytes), sum(pipeline.memory_bytes)
+    memory = [max(0.0, one) for one in pipeline.memory_bytes]
+    total, there = sum(pipeline.weight_bytes), sum(memory)
     if there < total:
         return (
             f"the model's weights take {total / 1e6:.0f} MB, and all devices together have {there / 1e6:.0f} MB: "
@@ -210,8 +211,7 @@ def what_lacks(pipeline: Pipeline) -> str:
         pipeline.stage_bytes(Stage(device=0, start=piece, stop=piece + 1)) / 1e6
         for piece in range(pipeline.num_pieces)
     ]  # fmt: skip
-    memory = [one / 1e6 for one in pipeline.memory_bytes]
     return (
         f"no partition fits: pieces take {min(alone):.0f} to {max(alone):.0f} MB each with their queues, and the "
-        f"devices have {min(memory):.0f} to {max(memory):.0f} MB; take a smaller micro-batch or dtype, or add a device"
+        f"devices have {min(memory) / 1e6:.0f} to {max(memory) / 1e6:.0f} MB; take a smaller micro-batch or dtype, or add a device"
     )

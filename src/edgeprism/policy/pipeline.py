@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from edgeprism.planner.pipeline import Pipeline
+from edgeprism.planner.pipeline import NOTHING, Pipeline
 from edgeprism.policy.network import Network
 from edgeprism.policy.predict import dot
 from edgeprism.policy.work import work_of
@@ -28,12 +28,13 @@ def pipeline_of(
     memory_bytes: Mapping[int, float] | None = None,
 ) -> Pipeline:
     """For micro-batches of so many samples. A device's pieces share what such a request takes it alone by their
-    multiply-accumulates; one that was not measured takes for ever. ``memory_bytes`` by device: no limit where none is
+    multiply-accumulates; one that was not measured is not used. ``memory_bytes`` by device: no limit where none is
     given."""
     (work,) = work_of(model, Plan.local(), batch=micro_batch, num_tokens=num_tokens, element_bytes=element_bytes)
     macs = piece_macs(model, num_tokens)
     devices = range(len(costs.devices))
-    seconds = [dot(one.compute, work.compute_features()) if one.compute else math.inf for one in costs.devices]
+    seconds = [dot(one.compute, work.compute_features()) if one.compute else 0.0 for one in costs.devices]
+    limits = {device: (memory_bytes or {}).get(device, math.inf) for device in costs.measured}
     rates = [[_rate(network, one, other) for other in devices] for one in devices]
     latencies = [[network.latency_s(one, other) if one != other else 0.0 for other in devices] for one in devices]
     return Pipeline(
@@ -41,7 +42,7 @@ def pipeline_of(
         cut_bytes=cut_bytes(model, codec, num_tokens=num_tokens, batch=micro_batch, element_bytes=element_bytes),
         weight_bytes=tuple(element_bytes * count for count in piece_values(model)),
         work_bytes=(_work_bytes(model, num_tokens, micro_batch, element_bytes),) * len(macs),
-        memory_bytes=tuple((memory_bytes or {}).get(device, math.inf) for device in devices),
+        memory_bytes=tuple(limits.get(device, NOTHING) for device in devices),
         latency_s=_matrix(latencies),
         bytes_per_s=_matrix(rates),
     )

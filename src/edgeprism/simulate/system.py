@@ -1,0 +1,165 @@
+"""A system to simulate, in a file: devices by kind, their link rates, and what a model's pieces take on each kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeprism.errors import InputError
+from edgeprism.planner.pipeline import Pipeline
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceKind:
+    """``piece_s``: seconds of each piece for one micro-batch. ``bytes_per_s``: of its link; between two devices the
+    slower one counts."""
+
+    name: str
+    count: int
+    piece_s: tuple[float, ...]
+    bytes_per_s: float
+    memory_bytes: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """See the module. Device 0, of the first kind, has the inputs and wants the outputs."""
+
+    source: str
+    model: str
+    micro_batch: int
+    cut_bytes: tuple[int, ...]
+    weight_bytes: tuple[int, ...]
+    work_bytes: tuple[int, ...]
+    devices: tuple[DeviceKind, ...]
+    latency_s: float = 0.0
+    has_one_medium: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of every device."""
+        return tuple(
+            kind.name if kind.count == 1 else f"{kind.name} {index + 1}"
+            for kind in self.devices
+            for index in range(kind.count)
+        )
+
+    def pipeline(self, *, rate_factor: float = 1.0) -> Pipeline:
+        """To plan, and to simulate. InputError where the numbers do not fit together."""
+        kinds = [kind for kind in self.devices for _ in range(kind.count)]
+        everyone = range(len(kinds))
+        return Pipeline(
+            piece_s=tuple(kind.piece_s for kind in kinds),
+            cut_bytes=self.cut_bytes,
+            weight_bytes=self.weight_bytes,
+            work_bytes=self.work_bytes,
+            memory_bytes=tuple(kind.memory_bytes for kind in kinds),
+            latency_s=tuple(tuple(0.0 if i == j else self.latency_s for j in everyone) for i in everyone),
+            bytes_per_s=tuple(
+                tuple(rate_factor * min(one.bytes_per_s, other.bytes_per_s) for other in kinds) for one in kinds
+            ),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> System:
+        """Of a file. InputError says what is wrong with it."""
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"there is no file {path}; a system file, or published:MODEL:DEVICE=COUNT,...") from None
+        except (OSError, ValueError, RecursionError) as exc:
+            raise InputError(f"{path} cannot be read as JSON: {exc}") from None
+        try:
+            return cls.from_json(document)
+        except InputError as exc:
+            raise InputError(f"{path}: {exc}") from None
+
+    @classmethod
+    def from_json(cls, document: Any) -> System:
+        """InputError names the field that is wrong."""
+        if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(f"a system is a JSON object with schema_version {SCHEMA_VERSION}")
+        kinds = _list(document, "devices")
+        return cls(
+            source=str(document.get("source", "")),
+            model=str(document.get("model", "")),
+            micro_batch=_count(document, "micro_batch"),
+            cut_bytes=_counts(document, "cut_bytes"),
+            weight_bytes=_counts(document, "weight_bytes"),
+            work_bytes=_counts(document, "work_bytes", default=[0] * len(_list(document, "weight_bytes"))),
+            devices=tuple(_kind(kind) for kind in kinds),
+            latency_s=_number(document, "latency_s", default=0.0),
+            has_one_medium=bool(document.get("has_one_medium", False)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values that ``from_json`` reads back."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "source": self.source,
+            "model": self.model,
+            "micro_batch": self.micro_batch,
+            "cut_bytes": list(self.cut_bytes),
+            "weight_bytes": list(self.weight_bytes),
+            "work_bytes": list(self.work_bytes),
+            "devices": [
+                {
+                    "name": kind.name, "count": kind.count, "piece_s": list(kind.piece_s),
+                    "bytes_per_s": kind.bytes_per_s,
+                    **({} if kind.memory_bytes == float("inf") else {"memory_bytes": kind.memory_bytes}),
+                }
+                for kind in self.devices
+            ],
+            "latency_s": self.latency_s,
+            "has_one_medium": self.has_one_medium,
+        }  # fmt: skip
+
+
+def _kind(document: Any) -> DeviceKind:
+    if not isinstance(document, dict):
+        raise InputError("devices must be a list of objects")
+    return DeviceKind(
+        name=str(document.get("name", "device")),
+        count=_count({"count": document.get("count", 1)}, "count"),
+        piece_s=tuple(float(_is_number(value, "piece_s")) for value in _list(document, "piece_s")),
+        bytes_per_s=_number(document, "bytes_per_s"),
+        memory_bytes=_number(document, "memory_bytes", default=float("inf")),
+    )
+
+
+def _list(document: Mapping[str, Any], name: str) -> list[Any]:
+    value = document.get(name)
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{name} must be a list that is not empty")
+    return value
+
+
+def _counts(document: Mapping[str, Any], name: str, default: Sequence[int] | None = None) -> tuple[int, ...]:
+    if default is not None and name not in document:
+        return tuple(default)
+    values = _list(document, name)
+    if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
+        raise InputError(f"{name} must be whole numbers of bytes")
+    return tuple(values)
+
+
+def _count(document: Mapping[str, Any], name: str) -> int:
+    value = document.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} must be a count of at least 1, not {value!r}")
+    return value
+
+
+def _number(document: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    return float(_is_number(document.get(name, default), name))
+
+
+def _is_number(value: Any, name: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+        raise InputError(f"{name} must be a number that is not negative, not {value!r}")
+    return float(value)
