@@ -17,7 +17,7 @@ from edgeprism.errors import InputError, PlanError
 from edgeprism.runtime.stage import QUEUE_LENGTH, WorkerStages
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan, parse_stages
-from tests.families import difference, example, expected, make
+from tests.families import difference, example, expected, make, padded
 
 ARCHITECTURE = "ViTForImageClassification"
 
@@ -183,3 +183,24 @@ def test_where_nothing_fits_any_more_requests_fail_with_what_lacks(
             failed = [answer.exception(5) for answer in answers]
             assert failed[-1] is not None and "MB of memory are missing" in str(failed[-1])
             assert "pieces 0 to 24" in str(failed[-1])
+
+
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForCausalLM"])
+def test_texts_go_on_when_a_stage_dies(architecture: str, tmp_path: Path) -> None:
+    """Several in flight, keys and values of each spread over stages that hold their own pieces only: what was lost is
+    computed anew, and the texts are transformers' own."""
+    model, inputs = make(architecture, num_hidden_layers=4), padded(architecture, "left")
+    model.save_pretrained(tmp_path)
+    wanted = model.generate(**inputs, do_sample=False, max_new_tokens=24)
+    with (
+        edgeprism.Cluster.spawn(3, share_cores=True) as cluster,
+        edgeprism.load(str(tmp_path), cluster=cluster, plan="pipeline") as engine,
+    ):
+        assert engine.generate(**inputs, max_new_tokens=24).tolist() == wanted.tolist()
+        assert engine.last_trace is not None and len(engine.last_trace.devices) == 3
+        timer = threading.Timer(0.02, os.kill, (children()[1], signal.SIGKILL))
+        timer.start()
+        for _ in range(3):
+            assert engine.generate(**inputs, max_new_tokens=24).tolist() == wanted.tolist()
+        timer.join()
+        assert len(engine.last_trace.plan.stages) == 2

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import edgeprism
 from edgeprism.errors import InputError
 from edgeprism.specs.codec import CodecSpec
-from edgeprism.specs.plan import Plan
+from edgeprism.specs.plan import Plan, parse_stages
 from tests.families import VOCABULARY, example, make, padded
 
 ARCHITECTURE = "GPT2LMHeadModel"
@@ -29,6 +29,9 @@ PLANS = {
     "3-last-left-out": Plan(strategy="sequence", shares=(0.5, 0.5, 0.0)),
     "3-coordinator-left-out": Plan(strategy="sequence", shares=(0.0, 0.5, 0.5)),
     "4-kv": Plan.even("sequence", 4, CodecSpec.parse("kv:exact")),
+    "pipeline": Plan.pipeline(parse_stages("0:0-4,1:4-8,2:8-12"), 4),
+    "pipeline-inside-of-blocks": Plan.pipeline(parse_stages("1:0-1,0:1-6,3:6-9,2:9-12"), 4, micro_batch=2),
+    "pipeline-of-others": Plan.pipeline(parse_stages("2:0-9,1:9-12"), 4, micro_batch=8),
 }
 
 

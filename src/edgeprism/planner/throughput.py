@@ -213,5 +213,6 @@ def what_lacks(pipeline: Pipeline) -> str:
     ]  # fmt: skip
     return (
         f"no partition fits: pieces take {min(alone):.0f} to {max(alone):.0f} MB each with their queues, and the "
-        f"devices have {min(memory) / 1e6:.0f} to {max(memory) / 1e6:.0f} MB; take a smaller micro-batch or dtype, or add a device"
+        f"devices have {min(memory) / 1e6:.0f} to {max(memory) / 1e6:.0f} MB; take a smaller micro-batch or "
+        "dtype, or add a device"
     )

@@ -36,6 +36,7 @@ from edgeprism.runtime.generation import goes_on_exactly, greedy_settings, infer
 from edgeprism.runtime.holders import Holders, load_within_memory
 from edgeprism.runtime.messages import LoadOrder
 from edgeprism.runtime.scheduler import AUTO_GENERATES, NOT_OURS, Scheduler, noted
+from edgeprism.runtime.text import Text
 from edgeprism.runtime.trace import Trace
 from edgeprism.runtime.weights import WeightFiles
 from edgeprism.specs.codec import EXACT, CodecSpec
@@ -277,16 +278,18 @@ class Engine:
         """
         if not isinstance(self._model, CausalLM):
             raise InputError(f"{self._model.spec.architecture} does not generate; a causal language model does")
-        if (strategy := self._plan.strategy if isinstance(self._plan, Plan) else self._plan) in ("replica", "pipeline"):
-            raise PlanError(f"plan {strategy} does not generate yet; use local or sequence")
+        strategy = self._plan.strategy if isinstance(self._plan, Plan) else self._plan
+        if strategy == "replica":
+            raise PlanError("plan replica does not generate yet; use local, sequence or pipeline")
         check_ids(input_ids, self._model.vocab_size)
         model = self._model
         settings = greedy_settings(model, max_new_tokens, eos_token_id, pad_token_id)
         mask = inferred_mask(model, input_ids, settings) if attention_mask is None else attention_mask
         self._check_thread()
         abandoned = threading.Event()
+        run = self._generate if strategy != "pipeline" or self._cluster.num_devices == 1 else self._generate_in_stages
         try:
-            return self._thread.call(lambda: self._generate(model, input_ids, mask, settings, abandoned))
+            return self._thread.call(lambda: run(model, input_ids, mask, settings, abandoned))
         except KeyboardInterrupt:
             abandoned.set()
             raise
@@ -386,6 +389,31 @@ class Engine:
             if trace.failures:
                 plan = Plan.local()
         return torch.cat([ids, *(step[:, None] for step in steps)], dim=1)
+
+    def _generate_in_stages(
+        self, model: CausalLM, ids: Tensor, mask: Tensor | None, settings: GreedySettings, abandoned: threading.Event
+    ) -> Tensor:
+        """Prompts in micro-batches through the stages, each of which keeps its own keys and values."""
+        while self._scheduler.is_busy:
+            self._scheduler.look_around()
+        size = self._plan.micro_batch if isinstance(self._plan, Plan) else 1
+        texts = [
+            Text(model, ids[i : i + size], None if mask is None else mask[i : i + size], settings)
+            for i in range(0, ids.shape[0], size)
+        ]
+
+        def check() -> None:
+            self._cluster.transport.check_interrupted()
+            if abandoned.is_set():
+                raise RequestAborted("nobody waits for this text any more")
+
+        self.last_trace = self._scheduler.generate(texts, self._plan, self._codec, check)
+        length = max(len(text.steps) for text in texts)
+        columns = []
+        for text in texts:
+            steps = torch.stack(text.steps, dim=1)
+            columns.append(torch.nn.functional.pad(steps, (0, length - steps.shape[1]), value=settings.padding_id))
+        return torch.cat([ids, torch.cat(columns).to(ids.device, ids.dtype)], dim=1)
 
     def _order(self, model: str | PreTrainedModel, device: torch.device) -> tuple[LoadOrder, WeightFiles | None]:
         """What tells workers which model to load: a key for threads, a directory for processes; on other devices a name

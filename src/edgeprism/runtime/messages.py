@@ -161,7 +161,9 @@ class Handover:
 
     The frame's tensors are named by ``tensors``, those that travel at a cut come behind them: inputs (with ``levels``
     and ``options`` as in `Job`) on the way to the first piece, else ``mask`` and ``positions`` where there are any.
-    ``traces``: of the stages so far.
+    ``traces``: of the stages so far. ``room``: of a text that is continued, the tokens that it may come to have (0: of
+    anything else); stages keep its keys and values under the number of its micro-batch. It comes as ids, positions and,
+    where there is padding, their mask; ``reads`` nothing where it is the next token of one that has come.
     """
 
     stages: tuple[Stage, ...]
@@ -174,6 +176,7 @@ class Handover:
     levels: tuple[str, ...] = ()
     options: tuple[tuple[str, bool], ...] = ()
     reads: Reads | None = None
+    room: int = 0
     traces: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -185,6 +188,11 @@ class Handover:
     def next_device(self) -> int:
         """Whom its stage hands on to: the coordinator after the last one."""
         return self.stages[self.index + 1].device if self.index + 1 < len(self.stages) else 0
+
+    @property
+    def begins_text(self) -> bool:
+        """Whether it is a prompt, not the next token of one."""
+        return self.room > 0 and self.reads is not None and not self.reads.every_row
 
     @property
     def is_last(self) -> bool:
@@ -204,6 +212,7 @@ class Handover:
             "levels": list(self.levels),
             "options": dict(self.options),
             "reads": None if self.reads is None else self.reads.to_json(),
+            "room": self.room,
             "traces": list(self.traces),
         }
 
@@ -233,6 +242,7 @@ class Handover:
             levels=tuple(_text(name) for name in document["levels"]),
             options=tuple((_text(name), bool(value)) for name, value in document["options"].items()),
             reads=None if reads is None else Reads.from_json(reads),
+            room=int(document["room"]),
             traces=tuple(traces),
         )
 

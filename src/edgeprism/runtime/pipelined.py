@@ -26,11 +26,14 @@ from edgeprism.runtime.job import WORKERS_PART, Results, as_computed, as_sent
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import MAX_TIMEOUT_S, Handover
 from edgeprism.runtime.patience import Patience
-from edgeprism.runtime.stage import QUEUE_LENGTH, Credits, Done, StageRun
+from edgeprism.runtime.stage import QUEUE_LENGTH, Caches, Credits, Done, StageRun
+from edgeprism.runtime.text import Text
 from edgeprism.runtime.trace import DeviceTrace, Trace
+from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.cost import whole_model_macs
 from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.meter import Meter
+from edgeprism.strategies.pipeline.forward import StageCache
 from edgeprism.strategies.pipeline.partition import check, even, piece_macs
 from edgeprism.strategies.replica.forward import batch_of, merge, samples_of
 from edgeprism.strategies.staging import Staging
@@ -47,7 +50,8 @@ Restage = Callable[[Sequence[int]], tuple[Stage, ...]]
 class _Request:
     """One request: what has come of its micro-batches, in their order."""
 
-    answer: Answer
+    answer: Answer | None
+    """None for texts that are continued: their caller waits for them."""
     plan: Plan
     batch: int
     num_tokens: int
@@ -55,16 +59,20 @@ class _Request:
     outputs: list[dict[str, Tensor] | None]
     parts: dict[int, DeviceTrace] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
+    error: BaseException | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Micro:
-    """One micro-batch: the samples at ``index`` of its request."""
+    """One micro-batch: the samples at ``index`` of its request. ``text``: where it is continued."""
 
     request: _Request
     index: int
     inputs: dict[str, Any]
     batch: int
+    num_tokens: int
+    text: Text | None = None
+    number: int | None = None
     given_s: float = 0.0
 
 
@@ -83,7 +91,7 @@ class Pipelined:
     ) -> None:
         self._transport, self._model, self._members, self._patience = transport, model, members, patience
         self._queue, self._numbers, self._cores = queue, numbers, cores
-        self._staging, self._credits = Staging(model.device), Credits()
+        self._staging, self._credits, self._caches = Staging(model.device), Credits(), Caches()
         self._stream = 0
         self._stages: tuple[Stage, ...] = ()
         self._waiting: deque[_Micro] = deque()
@@ -141,7 +149,9 @@ class Pipelined:
         for index, start in enumerate(starts):
             stop = min(start + size, batch)
             part = samples_of(inputs, start, stop, batch) if batch > 1 else inputs
-            self._waiting.append(_Micro(request=request, index=index, inputs=part, batch=stop - start))
+            self._waiting.append(
+                _Micro(request=request, index=index, inputs=part, batch=stop - start, num_tokens=num_tokens)
+            )
         self._go_on()
         return True
 
@@ -193,9 +203,7 @@ class Pipelined:
         if self._own is not None:
             self._own.shutdown(cancel_futures=True)
         for request in self._requests():
-            self._queue.finish(request.answer, why)
-        self._waiting.clear()
-        self._begun.clear()
+            self._refuse(request, why)
 
     # Stages
 
@@ -255,7 +263,7 @@ class Pipelined:
     def _begin_one(self) -> bool:
         """Gives the next micro-batch to the first stage, if that has room."""
         micro, stages = self._waiting[0], self._stages
-        if not self._begun:
+        if not self._begun and micro.number is None:
             self._enter_stream()
         first = stages[0].device
         is_here = first == COORDINATOR
@@ -263,13 +271,16 @@ class Pipelined:
             return False
         names = tuple(name for name, value in micro.inputs.items() if isinstance(value, Tensor))
         options = tuple((name, bool(v)) for name, v in micro.inputs.items() if v is not None and name not in names)
+        text = micro.text
         order = Handover(
-            stages=stages, index=0, codec=micro.request.plan.codec, batch=micro.batch,
-            num_tokens=micro.request.num_tokens, timeout_s=WORKERS_PART * self._timeout_s(micro), tensors=names,
-            options=options,
+            stages=stages, index=0, codec=micro.request.plan.codec, batch=micro.batch, num_tokens=micro.num_tokens,
+            timeout_s=WORKERS_PART * self._timeout_s(micro), tensors=names, options=options,
+            reads=None if text is None else text.reads, room=0 if text is None else text.room,
         )  # fmt: skip
         micro.given_s = time.monotonic()
-        number, self._num_micros = self._num_micros, self._num_micros + 1
+        if micro.number is None:
+            micro.number, self._num_micros = self._num_micros, self._num_micros + 1
+        number = micro.number
         self._waiting.popleft()
         self._begun[number] = micro
         if is_here:
@@ -298,15 +309,18 @@ class Pipelined:
         self._is_computing = True
         if isinstance(given, Frame):
             self._transport.send(given.sender, Kind.CREDIT, epoch=self._members.epoch, request=self._stream)
-        stream, future = self._stream, self._own.submit(self._run_stage, order, given)
+        cache = self._caches.of(self._members.epoch, self._stream, number, order)
+        stream, future = self._stream, self._own.submit(self._run_stage, order, given, cache)
         future.add_done_callback(lambda done: self._own_is_done(stream, number, done))
 
-    def _run_stage(self, order: Handover, given: Frame | dict[str, Any]) -> tuple[Done, DeviceTrace]:
+    def _run_stage(
+        self, order: Handover, given: Frame | dict[str, Any], cache: StageCache | None
+    ) -> tuple[Done, DeviceTrace]:
         meter, began_s = Meter(), time.monotonic()
         if isinstance(given, Frame):
-            done = StageRun(self._model, order, meter).run(self._staging.from_wire(given, meter))
+            done = StageRun(self._model, order, meter, cache).run(self._staging.from_wire(given, meter))
         else:
-            done = StageRun(self._model, order, meter).run(given)
+            done = StageRun(self._model, order, meter, cache).run(given)
         total_s = time.monotonic() - began_s
         return done, DeviceTrace(
             device=COORDINATOR, work=order.stage.stop - order.stage.start, total_s=total_s,
@@ -371,28 +385,77 @@ class Pipelined:
         self._patience.learn(self._kind(micro), now - max(micro.given_s, self._last_done_s), of=self._stages)
         self._last_done_s = now
         request = micro.request
+        if micro.text is not None:
+            self._continue(micro, micro.text, fields)
+            return
         request.outputs[micro.index] = fields
         outputs = [output for output in request.outputs if output is not None]
         if len(outputs) == len(request.outputs):
             self._answer(request, merge(outputs, self._model.output))
 
+    def _continue(self, micro: _Micro, text: Text, fields: dict[str, Tensor]) -> None:
+        """Takes the next token of a text, and has the one after it computed."""
+        if not text.take(fields["ids"]):
+            micro.request.outputs[micro.index] = {}
+            return
+        micro.inputs, micro.num_tokens = text.next_inputs(), 1
+        self._waiting.append(micro)
+
+    def generate(self, texts: Sequence[Text], plan: str | Plan, codec: CodecSpec, check: Callable[[], None]) -> Trace:
+        """Continues texts, all at once, so that no stage waits while another has one; returns when all have ended.
+        ``check`` is called now and then, and may raise. The trace names devices that failed: what they had of a text is
+        computed anew."""
+        began_s = time.monotonic()
+        answer = Answer({"input_ids": texts[0].ids}, plan, codec, can_be_dropped=False)
+        now, left_out = self._plan_now(answer)
+        self._stages = now.stages
+        batch, num_tokens = sum(text.ids.shape[0] for text in texts), texts[0].ids.shape[1]
+        request = _Request(
+            answer=None, plan=now, batch=batch, num_tokens=num_tokens, left_out=left_out, outputs=[None] * len(texts)
+        )
+        for index, text in enumerate(texts):
+            self._waiting.append(
+                _Micro(
+                    request=request, index=index, inputs=text.prompt(), batch=text.ids.shape[0],
+                    num_tokens=text.num_tokens, text=text,
+                )
+            )  # fmt: skip
+        try:
+            self._go_on()
+            while request.error is None and any(output is None for output in request.outputs):
+                check()
+                self._transport.watch(min(0.1, self.patience_s))
+                self._members.ready()
+                self.collect()
+        except BaseException:
+            self._members.new_epoch()  # others may be at it
+            self._refuse(request, InputError("given up"))
+            self._stream, self._is_computing = 0, False
+            raise
+        if request.error is not None:
+            raise request.error
+        return self._trace_of_request(request, began_s, 0.0)
+
     def _answer(self, request: _Request, output: ModelOutput) -> None:
-        answer, now = request.answer, time.monotonic()
-        assert answer._began_s is not None
+        answer = request.answer
+        assert answer is not None and answer._began_s is not None
+        answer.trace = self._trace_of_request(request, answer._began_s, answer._began_s - answer._submitted_s)
+        self._queue.finish(answer, output)
+
+    def _trace_of_request(self, request: _Request, began_s: float, queued_s: float) -> Trace:
         parts = tuple(request.parts[device] for device in sorted(request.parts))
-        answer.trace = Trace(
+        return Trace(
             plan=request.plan,
             dtype=str(self._model.dtype).removeprefix("torch."),
             batch=request.batch,
             num_tokens=request.num_tokens,
-            total_s=now - answer._began_s,
-            queued_s=answer._began_s - answer._submitted_s,
+            total_s=time.monotonic() - began_s,
+            queued_s=queued_s,
             devices=parts,
             failures=request.failures,
             left_out=request.left_out,
             versions={part.device: self._members.versions.get(part.device, "") for part in parts},
         )
-        self._queue.finish(answer, output)
 
     def _note(self, request: _Request, parts: Sequence[DeviceTrace]) -> None:
         """A device's micro-batches add up; its work is the number of its pieces."""
@@ -428,7 +491,10 @@ class Pipelined:
         self._waiting = deque(micro for micro in self._waiting if micro.request is not request)
         for number in [number for number, micro in self._begun.items() if micro.request is request]:
             del self._begun[number]
-        self._queue.finish(request.answer, error)
+        if request.answer is None:
+            request.error = error
+        else:
+            self._queue.finish(request.answer, error)
 
     def _fail(self, exc: PeerError) -> None:
         """Begins everything under way anew, in its order, on stages of those that are left."""
@@ -447,6 +513,10 @@ class Pipelined:
                 self._refuse(request, error)
             return
         self._stages = stages
+        for micro in micros:
+            micro.number = None
+            if micro.text is not None:  # what stages kept of it is gone
+                micro.inputs, micro.num_tokens = micro.text.prompt(), micro.text.num_tokens
         for request in dict.fromkeys(micro.request for micro in micros):
             request.failures += failures
             request.plan = Plan.pipeline(
@@ -467,15 +537,15 @@ class Pipelined:
         """How long until the next output: at first everything lies before it."""
         speeds = [self._members.macs_per_s.get(stage.device, 0.0) for stage in self._stages]
         slowest = min((speed for speed in speeds if speed), default=self._members.macs_per_s[COORDINATOR])
-        macs = micro.batch * whole_model_macs(self._model.spec, micro.request.num_tokens)
-        rows_bytes = micro.batch * micro.request.num_tokens * self._model.spec.hidden_size * self._model.dtype.itemsize
+        macs = micro.batch * whole_model_macs(self._model.spec, micro.num_tokens)
+        rows_bytes = micro.batch * micro.num_tokens * self._model.spec.hidden_size * self._model.dtype.itemsize
         timeout_s = self._patience.timeout_s(
             self._kind(micro), of=self._stages, compute_s=macs / slowest, num_bytes=len(self._stages) * rows_bytes
         )
         return min(timeout_s, MAX_TIMEOUT_S)
 
     def _kind(self, micro: _Micro) -> Hashable:
-        return ("pipeline", self._stages, micro.batch, micro.request.num_tokens)
+        return ("pipeline", self._stages, micro.batch, micro.num_tokens, micro.text is not None)
 
 
 def _as_json(trace: DeviceTrace) -> dict[str, Any]:

@@ -27,8 +27,10 @@ from edgeprism.runtime.messages import Introduction
 from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.pipelined import Pipelined
 from edgeprism.runtime.singles import Singles
+from edgeprism.runtime.text import Text
 from edgeprism.runtime.trace import Trace
 from edgeprism.runtime.weights import WeightFiles
+from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.replica.forward import batch_of
 from edgeprism.wire.frame import Frame
@@ -104,6 +106,10 @@ class Scheduler:
         self._pipelined.restage = restage
         self._pipelined.hold(self._model, holders.stages)
         self.coordinator.load_workers(holders.orders(order_of), weights)
+
+    def generate(self, texts: Sequence[Text], plan: str | Plan, codec: CodecSpec, check: Callable[[], None]) -> Trace:
+        """Continues texts under plan `pipeline`; see `Pipelined.generate`."""
+        return self._pipelined.generate(texts, plan, codec, check)
 
     @property
     def is_busy(self) -> bool:

@@ -21,7 +21,16 @@ from edgeprism.runtime.job import MAX_TOKENS, Results, as_received
 from edgeprism.runtime.messages import Handover
 from edgeprism.runtime.trace import DeviceTrace
 from edgeprism.strategies.meter import Meter
-from edgeprism.strategies.pipeline.forward import Flow, Passage, enter, leave, run
+from edgeprism.strategies.pipeline.forward import (
+    Flow,
+    Passage,
+    StageCache,
+    enter,
+    enter_text,
+    leave,
+    next_ids,
+    run,
+)
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import COORDINATOR, Transport
@@ -41,8 +50,8 @@ class Done:
 class StageRun:
     """One micro-batch on this device."""
 
-    def __init__(self, model: Model, order: Handover, meter: Meter) -> None:
-        self._model, self._order, self._meter = model, order, meter
+    def __init__(self, model: Model, order: Handover, meter: Meter, cache: StageCache | None = None) -> None:
+        self._model, self._order, self._meter, self._cache = model, order, meter, cache
 
     def run(self, tensors: Sequence[Tensor] | dict[str, Any]) -> Done:
         """From what came (inputs by name on the coordinator) to what goes. FrameError for what does not fit the order,
@@ -53,7 +62,9 @@ class StageRun:
             return Done(order=replace(order, index=order.index + 1), tensors=tuple(tensors))
         with torch.no_grad():
             flow = self._flow(tensors)
-            flow = run(self._model, flow, stage.start, stage.stop)
+            flow = run(self._model, flow, stage.start, stage.stop, self._cache)
+            if order.is_last and order.room:
+                return Done(order=order, tensors=(next_ids(self._model, flow),), names=("ids",))
             if order.is_last:
                 output = leave(self._model, flow)
                 fields = {name: value for name, value in output.items() if isinstance(value, Tensor)}
@@ -62,6 +73,10 @@ class StageRun:
 
     def _flow(self, tensors: Sequence[Tensor] | dict[str, Any]) -> Flow:
         order = self._order
+        if order.stage.start == 0 and order.room:
+            named = tensors if isinstance(tensors, dict) else dict(zip(order.tensors, tensors, strict=True))
+            features = {name: named[name] for name in ("ids", "positions")}
+            return enter_text(self._model, features, named.get("mask"), order.reads)
         if isinstance(tensors, dict):
             return enter(self._model, tensors)
         if order.stage.start == 0:
@@ -106,6 +121,30 @@ class StageRun:
         )  # fmt: skip
 
 
+class Caches:
+    """Keys and values of the texts of one stream, by the number of their micro-batch."""
+
+    def __init__(self) -> None:
+        self._stream = (0, 0)
+        self._texts: dict[int, StageCache] = {}
+
+    def of(self, epoch: int, stream: int, number: int, order: Handover) -> StageCache | None:
+        """The one of a handover, made with a text's prompt; None where nothing is continued. Those of an earlier stream
+        are dropped."""
+        if (epoch, stream) != self._stream:
+            self._stream = epoch, stream
+            self._texts.clear()
+        if not order.room:
+            return None
+        if not 0 < order.room <= MAX_TOKENS:
+            raise FrameError(f"a text with room for {order.room} tokens")
+        if order.begins_text:
+            self._texts[number] = StageCache(order.room)
+        if number not in self._texts:
+            raise FrameError(f"a token of text {number}, whose prompt never came")
+        return self._texts[number]
+
+
 class Credits:
     """How many micro-batches each receiver has that it has not begun with."""
 
@@ -137,7 +176,7 @@ class WorkerStages:
     """A worker's stages, one micro-batch after the other."""
 
     def __init__(self, transport: Transport) -> None:
-        self._transport, self._credits = transport, Credits()
+        self._transport, self._credits, self._caches = transport, Credits(), Caches()
 
     def take_credit(self, frame: Frame) -> None:
         """From the receiver of a handover."""
@@ -152,7 +191,8 @@ class WorkerStages:
         self._credits.enter(epoch, stream)
         transport.send(frame.sender, Kind.CREDIT, epoch=epoch, request=stream)
         transport.take_stats()
-        done = StageRun(model, order, meter).run(staging.from_wire(frame, meter))
+        cache = self._caches.of(epoch, stream, frame.block, order)
+        done = StageRun(model, order, meter, cache).run(staging.from_wire(frame, meter))
         computed_s = time.monotonic() - began_s
         if order.is_last:
             results = Results(names=done.names, tensors=done.tensors).in_pieces(transport.limits.max_array_bytes)

@@ -112,10 +112,8 @@ class GreedyDecoder:
         self._model, self._settings = model, settings
         self._length = cache[0].keys.shape[2]  # rows: under means fewer than there are tokens
         room = self._length + settings.max_new_tokens - 1
-        biases = {id(seen.bias): _grown_bias(seen.bias, room) for seen in cache}  # mostly one for all blocks
-        self._cache = [
-            Seen(_grown(seen.keys, room), _grown(seen.values, room), biases[id(seen.bias)]) for seen in cache
-        ]
+        biases = {id(seen.bias): grown_bias(seen.bias, room) for seen in cache}  # mostly one for all blocks
+        self._cache = [Seen(grown(seen.keys, room), grown(seen.values, room), biases[id(seen.bias)]) for seen in cache]
         self._next_position = last_position + 1
 
     def run(self, logits: Float[Tensor, "batch vocabulary"], emit: Callable[[Tensor], None]) -> None:
@@ -148,7 +146,7 @@ class GreedyDecoder:
         return model.next_logits(model.finish(x))
 
 
-def _grown(tensor: Tensor, room: int) -> Tensor:
+def grown(tensor: Tensor, room: int) -> Tensor:
     """A copy with space for ``room`` tokens."""
     batch, heads, length, width = tensor.shape
     grown = tensor.new_empty(batch, heads, room, width)
@@ -156,6 +154,6 @@ def _grown(tensor: Tensor, room: int) -> Tensor:
     return grown
 
 
-def _grown_bias(bias: Tensor | None, room: int) -> Tensor | None:
+def grown_bias(bias: Tensor | None, room: int) -> Tensor | None:
     """The same with zeros for ``room`` tokens."""
     return None if bias is None else torch.nn.functional.pad(bias, (0, room - bias.shape[-1]))

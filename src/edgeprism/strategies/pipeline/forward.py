@@ -16,9 +16,12 @@ from edgeprism.codecs.pack import Layout, Pack
 from edgeprism.models.block import Block, Rows, attend, merge_heads, split_heads
 from edgeprism.models.model import Model
 from edgeprism.models.reads import Reads, pick_rows
+from edgeprism.models.text import CausalLM
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import PIECES_A_BLOCK, Stage
+from edgeprism.strategies.greedy import grown, grown_bias
 from edgeprism.strategies.sequence.bias import attention_bias, pick_bias
+from edgeprism.strategies.sequence.forward import Seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +48,31 @@ def enter(model: Model, inputs: dict[str, Any]) -> Flow:
     )
 
 
-def run(model: Model, flow: Flow, start: int, stop: int) -> Flow:
-    """The pieces [start, stop)."""
+def enter_text(model: Model, features: dict[str, Tensor], mask: Tensor | None, reads: Reads | None) -> Flow:
+    """A prompt that is to be continued, as `Tokens` features; without ``reads`` the next token of one."""
+    rows = model.embed(features)
+    positions = features["positions"] if reads is None or _turns(model, features["positions"]) else None
+    return Flow(
+        rows=rows, mask=mask, positions=positions, reads=reads or Reads(every_row=True), num_tokens=rows.shape[1]
+    )
+
+
+def _turns(model: Model, positions: Tensor) -> bool:
+    """Whether positions matter behind the embedding, and are not the tokens' indices."""
+    indices = torch.arange(positions.shape[1], device=positions.device)
+    return bool(getattr(model, "is_rotary", False)) and not bool((positions == indices).all())
+
+
+def run(model: Model, flow: Flow, start: int, stop: int, cache: StageCache | None = None) -> Flow:
+    """The pieces [start, stop). With a ``cache`` the flow is a prompt, whose keys and values it keeps, or what comes
+    after that."""
     for piece in range(start, stop):
         block, part = divmod(piece, PIECES_A_BLOCK)
         is_last = block == len(model.blocks) - 1
-        flow = _PARTS[part](model, model.blocks[block], flow, is_last)
+        if part == 0:
+            flow = _attention(model, block, flow, is_last, cache)
+        else:
+            flow = _PARTS[part - 1](model, model.blocks[block], flow)
     return flow
 
 
@@ -61,14 +83,53 @@ def leave(model: Model, flow: Flow) -> ModelOutput:
     return model.head(reads.join([part], [(0, flow.num_tokens)]))
 
 
-def _attention(model: Model, block: Block, flow: Flow, is_last: bool) -> Flow:
+def next_ids(model: Model, flow: Flow) -> Tensor:
+    """Ids (batch,) of the likeliest next token, after the last piece."""
+    assert isinstance(model, CausalLM)
+    return model.next_logits(model.finish(flow.rows)).argmax(-1)
+
+
+class StageCache:
+    """Keys and values of one text in the blocks of one stage, with room for ``room`` tokens."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._blocks: dict[int, Seen] = {}
+        self._length: dict[int, int] = {}
+
+    def holds(self, block: int) -> bool:
+        """Whether the prompt has come through that block."""
+        return block in self._blocks
+
+    def keep(self, block: int, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        """Of a prompt; ``bias`` (1 or batch, 1, 1, tokens) is what a later token adds to its logits."""
+        self._length[block] = keys.shape[2]
+        self._blocks[block] = Seen(grown(keys, self._room), grown(values, self._room), grown_bias(bias, self._room))
+
+    def append(self, block: int, keys: Tensor, values: Tensor) -> Seen:
+        """All that the token with these may see, itself included. ValueError where there is no room for it."""
+        seen, length = self._blocks[block], self._length[block] + 1
+        if length > self._room:
+            raise ValueError(f"a text of {length} tokens, and its cache has room for {self._room}")
+        seen.keys[:, :, length - 1 : length] = keys
+        seen.values[:, :, length - 1 : length] = values
+        self._length[block] = length
+        bias = None if seen.bias is None else seen.bias[..., :length]
+        return Seen(seen.keys[:, :, :length], seen.values[:, :, :length], bias)
+
+
+def _attention(model: Model, index: int, flow: Flow, is_last: bool, cache: StageCache | None) -> Flow:
     """In the last block only the rows that the head reads go on."""
-    reads, rows = flow.reads, flow.rows
+    reads, rows, block = flow.reads, flow.rows, model.blocks[index]
     positions = torch.arange(flow.num_tokens)[None] if flow.positions is None else flow.positions
     y = block.attention_input(rows)
     keys, values = block.keys_values(y, positions)
-    bias = attention_bias([flow.mask], [flow.num_tokens], 0, is_causal=model.is_causal, dtype=model.dtype)
-    bias = None if bias is None else bias.to(rows.device)
+    if cache is not None and cache.holds(index):
+        keys, values, bias = cache.append(index, keys, values)
+    else:
+        bias = _bias(model, flow, is_causal=model.is_causal)
+        if cache is not None:
+            cache.keep(index, keys, values, _bias(model, flow, is_causal=False))
     if is_last and reads.only_rows:
         picked = reads.local_indices(0, flow.num_tokens)
         rows, y, bias = pick_rows(rows, picked), pick_rows(y, picked), pick_bias(bias, picked)
@@ -78,21 +139,26 @@ def _attention(model: Model, block: Block, flow: Flow, is_last: bool) -> Flow:
     return replace(flow, rows=rows, side=merge_heads(context))
 
 
-def _output(model: Model, block: Block, flow: Flow, is_last: bool) -> Flow:
+def _bias(model: Model, flow: Flow, *, is_causal: bool) -> Tensor | None:
+    bias = attention_bias([flow.mask], [flow.num_tokens], 0, is_causal=is_causal, dtype=model.dtype)
+    return None if bias is None else bias.to(flow.rows.device)
+
+
+def _output(model: Model, block: Block, flow: Flow) -> Flow:
     assert flow.side is not None
     return replace(flow, rows=block.attention_output(flow.rows, split_heads(flow.side, block.num_heads)), side=None)
 
 
-def _up(model: Model, block: Block, flow: Flow, is_last: bool) -> Flow:
+def _up(model: Model, block: Block, flow: Flow) -> Flow:
     return replace(flow, side=block.mlp_up(flow.rows))
 
 
-def _down(model: Model, block: Block, flow: Flow, is_last: bool) -> Flow:
+def _down(model: Model, block: Block, flow: Flow) -> Flow:
     assert flow.side is not None
     return replace(flow, rows=block.mlp_down(flow.rows, flow.side), side=None)
 
 
-_PARTS = (_attention, _output, _up, _down)
+_PARTS = (_output, _up, _down)
 
 
 class Passage:
