@@ -24,7 +24,7 @@ DEMO_READY := $(VENV)/.demo
 STUDY_READY := $(VENV)/.study
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo demo test test-lowest check wheel bench-smoke campaign reproduce-accuracy reproduce-adaptive lock clean
+.PHONY: help setup setup-demo demo test test-lowest check wheel bench-smoke campaign reproduce-accuracy reproduce-adaptive reproduce-pipeline lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +71,10 @@ reproduce-accuracy: $(READY) $(DEMO_READY) $(STUDY_READY)  ## the tables and the
 reproduce-adaptive: $(READY)  ## plan auto against every fixed plan on emulated devices (needs root, ip, tc); about an hour
 	@$(PY) -m benchmarks.adaptive
 	@$(PY) -m benchmarks.adaptive_plots
+
+reproduce-pipeline: $(READY)  ## plan pipeline against one device, partitions and their optimum (emulated devices need root)
+	@$(PY) -m benchmarks.planner
+	@$(PY) -m benchmarks.pipeline
 
 lock: $(VENV)/.made  ## write requirements/lock.txt anew from pyproject.toml
 	@$(PIP) install --quiet uv==$(UV_VERSION)

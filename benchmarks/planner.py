@@ -23,9 +23,9 @@ from benchmarks.report import arguments, record
 from edgeprism.errors import PlanError
 from edgeprism.planner import baselines
 from edgeprism.planner.pipeline import Pipeline
-from edgeprism.specs.plan import Stage
 from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
+from edgeprism.specs.plan import Stage
 
 Stages = tuple[Stage, ...]
 REPEATS = 5

@@ -215,7 +215,7 @@ def test_agreement_without_labels(root: Path, capsys: pytest.CaptureFixture[str]
         (("vit", "--dataset", "cifar10", "--codec", "int9"), "unknown codec 'int9'"),
         (("vit", "--dataset", "cifar10", "--codec", "int8,int8"), "--codec int8,int8 names one twice"),
         (("vit", "--dataset", "cifar10", "--codec", "int8", "--devices", 1), "a codec matters from two devices on"),
-        (("vit", "--dataset", "cifar10", "--codec", "int8", "--devices", 9), "a cluster has 1 to 8 devices, not 9"),
+        (("vit", "--dataset", "cifar10", "--codec", "int8", "--devices", 17), "a cluster has 1 to 16 devices, not 17"),
         (
             ("vit", "--dataset", "cifar10", "--codec", "int8", "--devices", 3, "--shares", "0.5,0.5"),
             "--shares names 2 devices and --devices 3",

@@ -131,7 +131,7 @@ def test_text_output(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_text_output_of_replica(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A strategy without an exchange says what it sends instead."""
     assert run_plan(str(models / "vit"), "--plan", "replica", "--devices", "2", "--batch", "8") == 0
-    assert capsys.readouterr().out.endswith("nothing travels inside a block, 2.4 MB of inputs before.\n")
+    assert capsys.readouterr().out.endswith("nothing travels inside a block, 602.1 kB of inputs before.\n")
 
 
 def test_text_output_of_one_device(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,14 +144,19 @@ def test_text_output_of_one_device(models: Path, capsys: pytest.CaptureFixture[s
     ("words", "message"),
     [
         (("--plan", "sequence"), "sequence needs --devices or --shares"),
-        (("--plan", "pipeline", "--devices", "2"), "pipeline is not built yet"),
+        (("--plan", "pipeline", "--stages", "0:0-4"), "end at piece 4"),
+        (("--plan", "pipeline", "--stages", "0:0-4,1:5-48"), "skips pieces"),
+        (("--plan", "pipeline"), "needs --devices, --shares, --stages"),
+        (("--plan", "pipeline", "--devices", "2", "--codec", "means:4"), "between stages travel"),
+        (("--plan", "pipeline", "--devices", "2", "--micro-batch", "0"), "at least 1"),
+        (("--devices", "2", "--stages", "0:0-48"), "belongs to --plan pipeline"),
         (("--plan", "fastest", "--devices", "2"), "unknown strategy 'fastest'"),
         (("--plan", "sequence", "--devices", "2", "--codec", "zip"), "unknown codec 'zip'"),
         (("--plan", "sequence", "--devices", "2", "--codec", "means:0.5"), "at least 1"),
         (("--plan", "sequence", "--devices", "2", "--codec", "means:100"), "partition of 98"),
-        (("--plan", "sequence", "--devices", "9"), "1 to 8 devices, not 9"),
-        (("--plan", "sequence", "--devices", "0"), "1 to 8 devices, not 0"),
-        (("--plan", "sequence", "--devices", "1000000000"), "1 to 8 devices"),
+        (("--plan", "sequence", "--devices", "17"), "1 to 16 devices, not 17"),
+        (("--plan", "sequence", "--devices", "0"), "1 to 16 devices, not 0"),
+        (("--plan", "sequence", "--devices", "1000000000"), "1 to 16 devices"),
         (("--plan", "sequence", "--shares", "0.6,0.6"), "add up to 1.2"),
         (("--plan", "sequence", "--shares", "1.5,-0.5"), "not be negative"),
         (("--plan", "sequence", "--shares", "half"), "are not numbers"),

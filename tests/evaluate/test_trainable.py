@@ -253,7 +253,7 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "devices": (
         lambda: with_codec(make("ViTModel"), "int8", 20, (0.05,) * 20)(**example("ViTModel")),
         PlanError,
-        "more devices than tokens|1 to 8",
+        "more devices than tokens|1 to 16",
     ),
     "cache": (
         lambda: with_codec(make("GPT2LMHeadModel"), "exact", 2).generate(**example("GPT2Model"), max_new_tokens=2),

@@ -45,7 +45,7 @@ def test_a_device_refuses_what_means_nothing(fields: dict[str, object], words: s
 
 def test_devices_must_fit_together() -> None:
     """Two names, and one rate where the medium is shared."""
-    with pytest.raises(InputError, match="2 to 8 devices"):
+    with pytest.raises(InputError, match="2 to 16 devices"):
         check_devices(PAIR[:1], is_shared=False)
     with pytest.raises(InputError, match="one name"):
         check_devices((PAIR[0], PAIR[0]), is_shared=False)

@@ -17,6 +17,7 @@ from edgeprism.errors import InputError, PlanError
 from edgeprism.models.vision import VisionModel
 from edgeprism.runtime.cores import on_cores
 from edgeprism.runtime.patience import FACTOR, FLOOR_S, WARM_UP_S, Patience
+from edgeprism.specs.plan import Stage
 from edgeprism.strategies.registry import count
 from tests.families import difference, example, expected, make
 
@@ -150,7 +151,7 @@ def test_one_device_needs_no_cluster() -> None:
     ("settings", "says"),
     [
         ({"plan": "magic"}, "unknown strategy"),
-        ({"plan": "pipeline"}, "not built yet"),
+        ({"plan": edgeprism.Plan.pipeline([Stage(device=0, start=0, stop=4)], 1)}, "end at piece 4"),
         ({"plan": "sequence", "codec": "zip"}, "unknown codec"),
         ({"plan": edgeprism.Plan.even("sequence", 4)}, "4 devices"),
         ({"plan": edgeprism.Plan.even("sequence", 3), "codec": "int8"}, "give one"),

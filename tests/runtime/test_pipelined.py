@@ -6,17 +6,22 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import edgeprism
-from edgeprism.errors import InputError, PlanError
+from edgeprism.errors import FrameError, InputError, PlanError
+from edgeprism.models.registry import adapt
+from edgeprism.runtime.messages import Handover
 from edgeprism.runtime.stage import QUEUE_LENGTH, WorkerStages
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan, parse_stages
+from edgeprism.wire.memory import MemoryTransport
 from tests.families import difference, example, expected, make, padded
 
 ARCHITECTURE = "ViTForImageClassification"
@@ -46,7 +51,7 @@ def test_stages_wherever_they_are(cluster: edgeprism.Cluster, architecture: str)
             assert difference(output, reference, inputs) <= 1e-4, text
             trace = engine.last_trace
             assert trace is not None and not trace.failures and not trace.left_out
-            assert {part.device for part in trace.devices} == {stage.device for stage in trace.plan.stages}
+            assert {part.device for part in trace.devices} == {0, *(stage.device for stage in trace.plan.stages)}
             assert sum(part.work for part in trace.devices) == 12
             assert str(trace.plan.stages[0]) == text.split(",")[0]
 
@@ -95,20 +100,50 @@ def test_nobody_is_given_more_than_its_queue(cluster: edgeprism.Cluster, monkeyp
         assert all(difference(answer.result(60), expected(model, inputs), inputs) <= 1e-4 for answer in answers)
 
 
-def test_what_the_model_refuses_ends_that_request_alone(cluster: edgeprism.Cluster) -> None:
-    """A picture of the wrong size in the middle of others, on another device."""
-    model, inputs = make(ARCHITECTURE), example(ARCHITECTURE, batch=1)
-    plan = Plan.pipeline(parse_stages("1:0-6,2:6-12"), 3)
-    with edgeprism.load(model, cluster=cluster, plan=plan) as engine:
-        good = [engine.submit(**inputs) for _ in range(3)]
-        wrong = engine.submit(pixel_values=torch.zeros(1, 3, 40, 24))
-        good += [engine.submit(**inputs) for _ in range(3)]
-        with pytest.raises(InputError, match=r"40|16"):
+@pytest.mark.parametrize("text", ["1:0-6,2:6-12", "0:0-6,1:6-12", "1:0-6,0:6-12"])
+def test_what_the_model_refuses_ends_that_request_alone(cluster: edgeprism.Cluster, text: str) -> None:
+    """Pictures of the wrong size in the middle of others, several micro-batches of them, wherever stages are."""
+    model = make(ARCHITECTURE)
+    inputs = [example(ARCHITECTURE, batch=2, seed=seed) for seed in range(8)]
+    references = [expected(model, one) for one in inputs]
+    with edgeprism.load(model, cluster=cluster, plan=Plan.pipeline(parse_stages(text), 3)) as engine:
+        good = [engine.submit(**one) for one in inputs[:4]]
+        wrong = engine.submit(pixel_values=torch.zeros(3, 3, 64, 16))  # as many patches
+        good += [engine.submit(**one) for one in inputs[4:]]
+        with pytest.raises(InputError, match="64"):
             wrong.result(60)
-        assert all(difference(answer.result(60), expected(model, inputs), inputs) <= 1e-4 for answer in good)
-        assert all(answer.trace is not None and not answer.trace.failures for answer in good)
+        for answer, one, reference in zip(good, inputs, references, strict=True):
+            assert difference(answer.result(60), reference, one) <= 1e-4
+            assert answer.trace is not None and not answer.trace.failures
         with pytest.raises(InputError, match="takes pixel_values"):
             engine(input_ids=torch.zeros(1, 4, dtype=torch.int64))
+        with pytest.raises(InputError, match="at least one sample"):
+            engine(pixel_values=torch.zeros(0, 3, 32, 32))
+        assert difference(engine(**inputs[0]), references[0], inputs[0]) <= 1e-4
+
+
+def test_handovers_that_do_not_fit_are_refused() -> None:
+    """For another device, from another, to nobody, for pieces that are not held here."""
+    model = adapt(make(ARCHITECTURE))
+    one = MemoryTransport.mesh(3)[1]
+    stages = WorkerStages(one)
+    order = Handover(
+        stages=parse_stages("0:0-4,1:4-8,2:8-12"), index=1, codec=CodecSpec(), codecs=(CodecSpec(),), batch=1,
+        num_tokens=17, timeout_s=1.0, tensors=(),
+    )  # fmt: skip
+    stages._check(order, model, 0)
+    model.held = (4, 8)
+    stages._check(order, model, 0)
+    for wrong, sender in (
+        (order, 2),
+        (replace(order, index=2), 1),
+        (replace(order, stages=parse_stages("0:0-4,1:4-8,7:8-12")), 0),
+        (replace(order, stages=parse_stages("0:0-4,1:4-9,2:9-12")), 0),
+        (replace(order, stages=parse_stages("0:0-3,1:3-8,2:8-12")), 0),
+        (replace(order, stages=parse_stages("0:0-4,1:4-999999")), 0),
+    ):
+        with pytest.raises(FrameError, match="a handover"):
+            stages._check(wrong, model, sender)
 
 
 def test_rounded_activations_travel_in_fewer_bytes(cluster: edgeprism.Cluster) -> None:
@@ -133,32 +168,33 @@ def children() -> list[int]:
 
 
 def test_a_stage_that_dies_in_mid_stream_is_made_up_for(tmp_path: Path) -> None:
-    """Its pieces are loaded by those that are left, and nothing is lost or comes twice; until one device has all."""
-    model, inputs = make(ARCHITECTURE, num_hidden_layers=6), example(ARCHITECTURE, batch=1)
+    """Its pieces are loaded by those that are left, busy as they are, and nothing is lost or comes twice; until one
+    device has all."""
+    model = make(ARCHITECTURE, num_hidden_layers=8, hidden_size=256, intermediate_size=1024, image_size=96)
+    inputs = [example(ARCHITECTURE, batch=1, seed=seed, height=96, width=96) for seed in range(24)]
+    references = [expected(model, one) for one in inputs]
     model.save_pretrained(tmp_path)
-    reference = expected(model, inputs)
     with (
         edgeprism.Cluster.spawn(3, share_cores=True) as cluster,
         edgeprism.load(str(tmp_path), cluster=cluster, plan="pipeline", keep_order=True) as engine,
     ):
-        engine(**inputs)
+        engine(**inputs[0])
         assert engine.last_trace is not None and len(engine.last_trace.plan.stages) == 3
         with pytest.raises(PlanError, match="make a new engine for another plan"):
             engine.use("local")
         workers = children()
         assert len(workers) == 2
         for pid, num_left in zip(workers, (2, 1), strict=True):
-            answers = [engine.submit(**inputs) for _ in range(24)]
+            answers = [engine.submit(**one) for one in inputs]
             answers[2].result(60)
             os.kill(pid, signal.SIGKILL)
-            outputs = [answer.result(60) for answer in answers]
-            assert all(difference(output, reference, inputs) <= 1e-4 for output in outputs)
-            engine(**inputs)
+            for answer, one, reference in zip(answers, inputs, references, strict=True):
+                assert difference(answer.result(60), reference, one) <= 1e-3 * float(reference["logits"].abs().max())
+            said = [text for one in answers if one.trace for text in (*one.trace.failures, *one.trace.left_out)]
+            assert any("connection" in text for text in said)
+            engine(**inputs[0])
             assert len(engine.last_trace.plan.stages) == num_left
-            assert engine.last_trace.plan.stages[-1].stop == 24
-        assert (
-            any("device" in text for answer in answers for text in answer.trace.failures) or engine.last_trace.left_out
-        )
+            assert engine.last_trace.plan.stages[-1].stop == 32
 
 
 def test_where_nothing_fits_any_more_requests_fail_with_what_lacks(
@@ -167,7 +203,7 @@ def test_where_nothing_fits_any_more_requests_fail_with_what_lacks(
     """This device cannot hold the whole model: so once the other is gone nobody can."""
     model, inputs = make(ARCHITECTURE, num_hidden_layers=6, hidden_size=256), example(ARCHITECTURE, batch=1)
     model.save_pretrained(tmp_path)
-    room = 0.7 * sum(one.nbytes for one in model.parameters())
+    room = 0.7 * sum(one.nbytes for one in model.parameters())  # so each has one half, and nobody all
     monkeypatch.setattr("edgeprism.runtime.holders.memory_available_bytes", lambda: int(room))
     with edgeprism.Cluster.spawn(2) as cluster:
         with pytest.raises(
@@ -177,12 +213,14 @@ def test_where_nothing_fits_any_more_requests_fail_with_what_lacks(
         with edgeprism.load(str(tmp_path), cluster=cluster, plan="pipeline") as engine:
             assert difference(engine(**inputs), expected(model, inputs), inputs) <= 1e-4
             (worker,) = children()
-            answers = [engine.submit(**inputs) for _ in range(8)]
+            answers = [engine.submit(**inputs) for _ in range(60)]
             answers[0].result(60)
             os.kill(worker, signal.SIGKILL)
-            failed = [answer.exception(5) for answer in answers]
-            assert failed[-1] is not None and "MB of memory are missing" in str(failed[-1])
-            assert "pieces 0 to 24" in str(failed[-1])
+            killed_s = time.monotonic()
+            failed = [answer.exception(30) for answer in answers]
+            assert time.monotonic() - killed_s < 5
+            assert failed[-1] is not None and "device 0: " in str(failed[-1]) and "device 1" in str(failed[-1])
+            assert "MB of memory are missing: pieces 0 to 24" in str(failed[-1])
 
 
 @pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForCausalLM"])

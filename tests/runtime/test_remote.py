@@ -427,7 +427,7 @@ def test_a_name_leads_nowhere_outside_the_roots(tmp_path: Path, name: str) -> No
             '[[device]]\nname = "a"\naddress = "127.0.0.1:5555"\n[[device]]\nname = "b"\naddress = "127.0.0.1:5556"',
             "several devices have no public_key",
         ),
-        ("\n".join(f'[[device]]\nname = "d{i}"\naddress = "127.0.0.1:{i + 1}"' for i in range(8)), "at most 8"),
+        ("\n".join(f'[[device]]\nname = "d{i}"\naddress = "127.0.0.1:{i + 1}"' for i in range(16)), "at most 16"),
     ],
 )
 def test_a_cluster_file_that_cannot_be_used(tmp_path: Path, text: str, says: str) -> None:

@@ -80,7 +80,9 @@ def test_canonical_text_loses_nothing(spec: CodecSpec) -> None:
 )
 def test_other_texts_are_refused_with_the_forms(text: str) -> None:
     """What is no codec is refused by a message that lists the codecs."""
-    with pytest.raises(PlanError, match=r"unknown codec .* accepted: exact, means:RATE, means:L=COUNT, int8, int4"):
+    with pytest.raises(
+        PlanError, match=r"unknown codec .* accepted: exact, bfloat16, means:RATE, means:L=COUNT, int8, int4"
+    ):
         CodecSpec.parse(text)
 
 

@@ -43,7 +43,7 @@ def test_local_is_one_share() -> None:
     ("strategy", "shares", "message"),
     [
         ("bogus", (1.0,), "unknown strategy 'bogus'; use one of local, replica, sequence"),
-        ("pipeline", (0.5, 0.5), "pipeline is not built yet"),
+        ("pipeline", (0.5, 0.5), "a pipeline needs stages"),
         ("local", (0.5, 0.5), "runs on one device"),
         ("sequence", (0.6, 0.5), "add up to 1.1, not to 1"),
         ("sequence", (0.5, 0.49999), "add up"),
@@ -62,7 +62,7 @@ def test_impossible_plans_are_refused(strategy: str, shares: tuple[float, ...], 
 @pytest.mark.parametrize("num_devices", [0, -1, 65_536])
 def test_device_counts_have_bounds(num_devices: int) -> None:
     """At least one device, and no more than a frame can name."""
-    with pytest.raises(PlanError, match="1 to 8 devices"):
+    with pytest.raises(PlanError, match="1 to 16 devices"):
         Plan.even("sequence", num_devices)
 
 

@@ -35,9 +35,13 @@ def check_options(args: argparse.Namespace) -> None:
 
 def plan_of(args: argparse.Namespace, spec: ModelSpec, num_devices: int, num_tokens: int) -> Plan:
     """The stages that were asked for, or cut where the work is even. PlanError for what cannot be."""
-    codec, micro_batch = CodecSpec.parse(args.codec), args.micro_batch or 1
+    widest, _, last = args.codec.partition("..")
+    codec, micro_batch = CodecSpec.parse(widest), args.micro_batch or 1
+    narrowest = CodecSpec.parse(last) if last else None
     if args.stages:
-        plan = Plan.pipeline(parse_stages(args.stages), num_devices, codec, micro_batch=micro_batch)
+        plan = Plan.pipeline(
+            parse_stages(args.stages), num_devices, codec, micro_batch=micro_batch, narrowest=narrowest
+        )
         check(spec, plan)
         return plan
     shares = parse_shares(args.shares) if args.shares else (1.0,) * num_devices
@@ -47,4 +51,4 @@ def plan_of(args: argparse.Namespace, spec: ModelSpec, num_devices: int, num_tok
     if len(devices) > num_pieces(spec):
         raise PlanError(f"{len(devices)} devices, and {spec.architecture} has {num_pieces(spec)} pieces")
     stages = even(piece_macs(spec, num_tokens), devices, [shares[device] for device in devices])
-    return Plan.pipeline(stages, num_devices, codec, micro_batch=micro_batch)
+    return Plan.pipeline(stages, num_devices, codec, micro_batch=micro_batch, narrowest=narrowest)

@@ -52,7 +52,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--require-all", action="store_true", help="fail when a device of the cluster file is absent")
     parser.add_argument("--plan", default="auto", metavar="STRATEGY", help="auto, local, replica, sequence or pipeline")
-    parser.add_argument("--codec", default="exact", help="what travels under sequence or pipeline, like int8 (default: exact)")
+    parser.add_argument(
+        "--codec", default="exact", help="what travels under sequence or pipeline, like int8 (default: exact)"
+    )
     parser.add_argument("--shares", metavar="S,S,...", help="fractions of the work by device")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as the model is stored)")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if a kernel runs there, else cpu)")

@@ -13,8 +13,6 @@ from edgeprism.cli.text import bytes_text, table
 from edgeprism.errors import InputError
 from edgeprism.planner.baselines import even, pipedream, proportional
 from edgeprism.planner.pipeline import NOTHING, Pipeline
-from edgeprism.planner.quickest import quickest
-from edgeprism.planner.throughput import fastest
 from edgeprism.simulate.leaving import Interrupted, Leaves, simulate_leaving
 from edgeprism.simulate.pipeline import RateChange, simulate
 from edgeprism.simulate.published import PREFIX, published
@@ -99,6 +97,9 @@ def _pipeline(system: System, rate_mbit: float | None) -> Pipeline:
 
 def _stages(partition: str, pipeline: Pipeline) -> tuple[Stage, ...]:
     if partition in ("fastest", "quickest"):
+        from edgeprism.planner.quickest import quickest  # numpy takes its time
+        from edgeprism.planner.throughput import fastest
+
         return (fastest if partition == "fastest" else quickest)(pipeline)
     there = [device for device in range(pipeline.num_devices) if pipeline.memory_bytes[device] != NOTHING]
     if partition in BASELINES:

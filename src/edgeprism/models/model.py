@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from edgeprism.errors import InputError
@@ -81,6 +81,18 @@ class Model(ABC):
         self.config: Any = base.config
         self.dtype: torch.dtype = base.dtype
         self.device: torch.device = base.device
+
+    def release(self) -> None:
+        """Lets go of all weights, so that others can take their place in memory; see ``become``."""
+        for name, value in list(vars(self).items()):
+            if isinstance(value, nn.Module) or (callable(value) and not isinstance(value, type)):
+                setattr(self, name, None)
+        self.blocks, self.held = (), (0, 0)
+
+    def become(self, other: Model) -> None:
+        """Takes over what another one of the same architecture holds: whoever has this model has that one now."""
+        assert type(other) is type(self)
+        vars(self).update(vars(other))
 
     @property
     @abstractmethod

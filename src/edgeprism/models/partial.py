@@ -151,7 +151,14 @@ def adapt_partial(model: PreTrainedModel, device: torch.device, start: int, stop
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and not buffer.is_meta:
                 module._buffers[name] = buffer.to(device)
+    head: Any = model.get_output_embeddings()
+    is_last = stop == PIECES_A_BLOCK * model.config.num_hidden_layers
+    if head is not None and not is_last:  # tied to the words, and of no use here
+        head.weight = nn.Parameter(head.weight.detach().to("meta"), requires_grad=False)
     adapted = adapt(model)
+    if is_last and start and head is not None:  # the head has them, laid out its own way
+        words: Any = model.get_input_embeddings()
+        words.weight = nn.Parameter(words.weight.detach().to("meta"), requires_grad=False)
     adapted.device, adapted.held = device, (start, stop)
     return adapted
 

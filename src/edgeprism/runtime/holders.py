@@ -30,14 +30,11 @@ class Holders:
         self.spec = ModelSpec.from_directory(directory_of(source))
         if isinstance(plan, Plan):
             check(self.spec, plan)
-            self.stages = plan.stages
-        else:
-            self.stages = self.over(devices)
-
-    def over(self, devices: Sequence[int]) -> tuple[Stage, ...]:
-        """Equal work for these devices; fewer of them where there are fewer pieces."""
-        used = devices[: num_pieces(self.spec)]
-        return even(piece_macs(self.spec, self.spec.max_tokens), used)
+            self.stages: tuple[Stage, ...] = plan.stages
+        else:  # equal work; fewer devices where there are fewer pieces
+            used = devices[: num_pieces(self.spec)]
+            self.stages = even(piece_macs(self.spec, self.spec.max_tokens), used)
+        self._planned = self.stages
 
     def own(self) -> Model:
         """What this device holds of the model. PlanError where its memory is too small for that."""
@@ -50,8 +47,8 @@ class Holders:
         }
 
     def fits(self, plan: str | Plan) -> bool:
-        """Whether a plan has these stages."""
-        return isinstance(plan, Plan) and plan.stages == self.stages
+        """Whether a plan has the stages that were planned, whoever may have failed since."""
+        return isinstance(plan, Plan) and plan.stages == self._planned
 
     def pieces_of(self, device: int) -> tuple[int, int]:
         """Those of its stage; none where it has no stage."""
@@ -68,9 +65,10 @@ def load_within_memory(
     start, stop = (0, num_pieces(spec)) if pieces is None else pieces
     needed, there = stage_weight_bytes(spec, start, stop, element_bytes), memory_available_bytes()
     if device.type == "cpu" and there is not None and needed > there:
+        help_ = "split it over devices (--plan pipeline)" if pieces is None else "add a device, or give it fewer pieces"
         what = f"{spec.architecture} has" if pieces is None else f"pieces {start} to {stop} of {spec.architecture} have"
         raise ModelFilesError(
             f"{(needed - there) / 1e6:.0f} MB of memory are missing: {what} {needed / 1e6:.0f} MB of weights, and "
-            f"{there / 1e6:.0f} MB are free; split the model over more devices (--plan pipeline)"
+            f"{there / 1e6:.0f} MB are free; {help_}"
         )
     return load_adapted(source, dtype=dtype, device=device, pieces=pieces)

@@ -128,6 +128,15 @@ class Membership:
         ready, now = self.ready(linked=linked), time.monotonic()
         return {peer: self._why(peer, ready, now) for peer in sorted(self._peers - set(ready))}
 
+    def lost(self) -> dict[int, str]:
+        """Devices that are known to be gone, with the reason."""
+        return self._transport.lost()
+
+    def wait_for(self, devices: Collection[int], timeout_s: float) -> None:
+        """Until these have answered the newest epoch, or are lost, or time is out: who computes answers when that is
+        done."""
+        self._await_answers({*devices} - {0}, timeout_s)
+
     @property
     def answering(self) -> tuple[int, ...]:
         """The devices that could be given an order to load, the coordinator first."""

@@ -12,7 +12,8 @@ FETCH    (worker) nothing, or file and offset, with the order's number -> CHUNK:
 CLOSE    end
 HANDOVER a Handover, with tensors: a micro-batch for the next stage of a pipeline, from the one before -> HANDOVER
          to the one after it, or RESULT from the last
-CREDIT   nothing: the receiver of a HANDOVER has begun with it, so its sender may send one more
+CREDIT   idle_s, busy_s: the receiver of a HANDOVER has begun with it, so its sender may send one more; how long it had
+         nothing to do before, and how long the one before took it
 PING     what ``probe`` says: bytes and facts that are asked for -> PONG
 """
 
@@ -161,7 +162,8 @@ class Handover:
 
     The frame's tensors are named by ``tensors``, those that travel at a cut come behind them: inputs (with ``levels``
     and ``options`` as in `Job`) on the way to the first piece, else ``mask`` and ``positions`` where there are any.
-    ``traces``: of the stages so far. ``room``: of a text that is continued, the tokens that it may come to have (0: of
+    ``traces``: of the stages so far. ``codec``: what its rows are written in; each sender takes one of ``codecs``, the
+    widest first, as its link allows. ``room``: of a text that is continued, the tokens that it may come to have (0: of
     anything else); stages keep its keys and values under the number of its micro-batch. It comes as ids, positions and,
     where there is padding, their mask; ``reads`` nothing where it is the next token of one that has come.
     """
@@ -169,6 +171,7 @@ class Handover:
     stages: tuple[Stage, ...]
     index: int
     codec: CodecSpec
+    codecs: tuple[CodecSpec, ...]
     batch: int
     num_tokens: int
     timeout_s: float
@@ -205,6 +208,7 @@ class Handover:
             "stages": ",".join(map(str, self.stages)),
             "index": self.index,
             "codec": str(self.codec),
+            "codecs": list(map(str, self.codecs)),
             "batch": self.batch,
             "num_tokens": self.num_tokens,
             "timeout_s": self.timeout_s,
@@ -235,6 +239,7 @@ class Handover:
             stages=stages,
             index=index,
             codec=CodecSpec.parse(document["codec"]),
+            codecs=tuple(CodecSpec.parse(codec) for codec in document["codecs"]),
             batch=int(document["batch"]),
             num_tokens=int(document["num_tokens"]),
             timeout_s=float(document["timeout_s"]),

@@ -1,8 +1,8 @@
 """Requests under plan `pipeline`: their micro-batches go through the stages one behind the other, many at once.
 
-Device 0 has the inputs and wants the outputs; it may have a stage, which it computes on a thread beside the one that
-owns the transport. When a device fails, everything that is under way begins anew on stages for those that are left:
-inputs are kept until their outputs are here, so nothing is lost, and what comes of the old stages no longer counts.
+Device 0 has the inputs and wants the outputs; it may have a stage (``own_stage``). When a device fails, everything that
+is under way begins anew on stages for those that are left (``restage``): inputs are kept until their outputs are here,
+so nothing is lost, and what comes of the old stages no longer counts.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from queue import Empty, SimpleQueue
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -21,29 +19,27 @@ from transformers.utils import ModelOutput
 from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, PeerFault, PeerTimeout
 from edgeprism.models.model import Model, only
 from edgeprism.runtime.answers import Answer, RequestQueue
-from edgeprism.runtime.cores import settle
 from edgeprism.runtime.job import WORKERS_PART, Results, as_computed, as_sent
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import MAX_TIMEOUT_S, Handover
+from edgeprism.runtime.own_stage import Given, Made, OwnStage
 from edgeprism.runtime.patience import Patience
-from edgeprism.runtime.stage import QUEUE_LENGTH, Caches, Credits, Done, StageRun
+from edgeprism.runtime.restage import Restaging
+from edgeprism.runtime.stage import Credits, Done
 from edgeprism.runtime.text import Text
 from edgeprism.runtime.trace import DeviceTrace, Trace
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.cost import whole_model_macs
 from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.meter import Meter
-from edgeprism.strategies.pipeline.forward import StageCache
-from edgeprism.strategies.pipeline.partition import check, even, piece_macs
+from edgeprism.strategies.pipeline.partition import cut_bytes
 from edgeprism.strategies.replica.forward import batch_of, merge, samples_of
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
+from edgeprism.wire.mailbox import MAX_KEPT_BYTES
 from edgeprism.wire.transport import COORDINATOR, Transport
 
-MAX_WAITING = 64
-"""Micro-batches that are taken in before the first stage wants them; more requests wait in the queue."""
-
-Restage = Callable[[Sequence[int]], tuple[Stage, ...]]
+_SUMMED = tuple(one.name for one in fields(DeviceTrace) if one.name not in ("device", "work"))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -90,29 +86,18 @@ class Pipelined:
         cores: tuple[int, ...] | None,
     ) -> None:
         self._transport, self._model, self._members, self._patience = transport, model, members, patience
-        self._queue, self._numbers, self._cores = queue, numbers, cores
-        self._staging, self._credits, self._caches = Staging(model.device), Credits(), Caches()
-        self._stream = 0
-        self._stages: tuple[Stage, ...] = ()
+        self._queue, self._numbers = queue, numbers
+        self._staging, self._credits = Staging(model.device), Credits()
+        self._own = OwnStage(model, cores, transport.wake)
+        self.stages = Restaging(model, members, transport.num_devices)
+        self._now: tuple[Stage, ...] = ()  # the stages of what is under way
+        self._stream, self._num_micros = 0, 0
         self._waiting: deque[_Micro] = deque()
         self._begun: dict[int, _Micro] = {}  # by number, in the order in which they went in
-        self._num_micros = 0
+        self._outbox: deque[tuple[int, Done, DeviceTrace]] = deque()
+        self._held_since_s: float | None = None  # the next stage has no room for what is ready
         self._num_losses: dict[int, int] = {}
         self._last_done_s = 0.0
-        self._inbox: deque[tuple[int, Handover, Frame | dict[str, Any]]] = deque()
-        self._outbox: deque[tuple[int, Done, DeviceTrace]] = deque()
-        self._is_computing = False
-        self._own: ThreadPoolExecutor | None = None
-        self._own_done: SimpleQueue[tuple[int, int, Future[tuple[Done, DeviceTrace]]]] = SimpleQueue()
-        self.restage: Restage = self._restage
-        """Makes stages for these devices, once others are gone."""
-        self._held: tuple[Stage, ...] | None = None  # where devices hold their own stage's pieces only
-        self._wanted: tuple[Stage, ...] = ()  # the first of those: as it is to be again when who failed is back
-
-    def hold(self, model: Model, stages: tuple[Stage, ...]) -> None:
-        """From now on devices hold the pieces of these stages only, this one ``model``."""
-        self._model, self._held = model, stages
-        self._wanted = self._wanted or stages
 
     @property
     def num_in_hand(self) -> int:
@@ -129,18 +114,22 @@ class Pipelined:
         return max(0.0, self._late_at_s() - time.monotonic()) if self._begun else 1.0
 
     def offer(self, answer: Answer) -> bool:
-        """Takes a request in; False while too much waits, or other stages have to be done first."""
-        if len(self._waiting) >= MAX_WAITING:
+        """Takes a request in; False while others wait for the first stage, or stages have to change."""
+        if self._waiting:
             return False
         inputs = as_computed(only(answer._inputs, *self._model.input_names), self._model.dtype)
         batch, num_tokens = batch_of(inputs), self._model.num_tokens(inputs)
+        if batch < 1:
+            raise InputError("a request has at least one sample, and this one has none")
         self._model.spec.check_num_tokens(num_tokens)
-        plan, left_out = self._plan_now(answer)
-        if self.num_in_hand and plan.stages != self._stages:
+        found = self.stages.plan(answer._plan, answer._codec, is_running=self.num_in_hand > 0)
+        if found is None or (self.num_in_hand and found[0].stages != self._now):
             return False
-        self._stages = plan.stages
+        plan, left_out = found
+        size = min(plan.micro_batch, batch)
+        self._check_size(plan, size, num_tokens)
+        self._now = plan.stages
         answer._began_s = time.monotonic()
-        size = plan.micro_batch
         starts = range(0, batch, size)
         request = _Request(
             answer=answer, plan=plan, batch=batch, num_tokens=num_tokens, left_out=left_out,
@@ -163,7 +152,7 @@ class Pipelined:
             if frame.kind is Kind.CREDIT:
                 self._credits.take(frame)
             elif frame.kind is Kind.HANDOVER:
-                self._inbox.append((frame.block, Handover.from_json(frame.info), frame))
+                self._take_handover(frame)
             elif frame.kind is Kind.RESULT:
                 self._take_result(frame)
             elif frame.kind is Kind.FAULT:
@@ -174,17 +163,10 @@ class Pipelined:
 
     def collect(self) -> None:
         """Takes in what was computed here, and gives up devices that are gone or late."""
-        while True:
-            try:
-                stream, number, done = self._own_done.get_nowait()
-            except Empty:
-                break
-            if stream == self._stream:
-                self._is_computing = False
-                self._take_own(number, done)
-        lost = self._transport.lost()
-        used = {stage.device for stage in self._stages} - {COORDINATOR}
+        for made in self._own.results():
+            self._take_own(made)
         if self._begun:
+            lost, used = self._transport.lost(), {stage.device for stage in self._now} - {COORDINATOR}
             gone = {
                 device: lost.get(device, "its connection was lost for a moment")
                 for device in used
@@ -194,232 +176,34 @@ class Pipelined:
                 text = "; ".join(f"device {device}: {why}" for device, why in gone.items())
                 self._fail(PeerFault(text, tuple(gone)))
             elif time.monotonic() > self._late_at_s():
+                # nobody is to blame: who does not answer the next epoch is left out
                 self._patience.learn_timeout(self._kind(next(iter(self._begun.values()))))
-                self._fail(PeerTimeout(f"no output of the {len(self._stages)} stages before the deadline", tuple(used)))
+                self._fail(PeerTimeout(f"no output of the {len(self._now)} stages before the deadline", ()))
         self._go_on()
 
     def close(self, why: InputError) -> None:
         """Ends them, and tells those who wait."""
-        if self._own is not None:
-            self._own.shutdown(cancel_futures=True)
+        self._own.close()
         for request in self._requests():
             self._refuse(request, why)
-
-    # Stages
-
-    def _plan_now(self, answer: Answer) -> tuple[Plan, tuple[str, ...]]:
-        """The plan of a request over the devices that are ready, and who is left out, and why."""
-        spec, num_devices = self._model.spec, self._transport.num_devices
-        ready, plan = self._members.ready(), answer._plan
-        if not isinstance(plan, Plan) and self._held is not None:
-            plan = Plan.pipeline(self._wanted, num_devices, answer._codec)
-        if not isinstance(plan, Plan):
-            speeds = [self._members.macs_per_s.get(device) or self._members.macs_per_s[0] for device in ready]
-            macs = piece_macs(spec, self._model.num_tokens(answer._inputs))
-            used = ready[: len(macs)]
-            return Plan.pipeline(even(macs, used, speeds[: len(used)]), num_devices, answer._codec), ()
-        check(spec, plan)
-        wanted = [stage.device for stage in plan.stages]
-        stages = plan.stages if self._held is None else self._held
-        in_use = {stage.device for stage in stages}
-        is_back = in_use < {*wanted} <= {*self._members.answering} and not self.num_in_hand
-        now = stages if in_use <= {*ready} and not is_back else self._over(wanted)
-        missing = sorted({*wanted} - {stage.device for stage in now})
-        absent = self._members.absent()
-        left_out = tuple(f"device {device}: {absent.get(device, 'it is not ready')}" for device in missing)
-        return Plan.pipeline(now, num_devices, plan.codec, micro_batch=plan.micro_batch), left_out
-
-    def _over(self, wanted: Sequence[int]) -> tuple[Stage, ...]:
-        """Stages for those of these devices that are left. Where they have to load other pieces for that, those that
-        cannot are left out, too."""
-        while True:
-            there = self._members.ready() if self._held is None else self._members.answering
-            devices = [device for device in wanted if device in there] or [COORDINATOR]
-            stages = self.restage(devices)
-            if {stage.device for stage in stages} <= {*self._members.ready()} or devices == [COORDINATOR]:
-                return stages
-
-    def _restage(self, devices: Sequence[int]) -> tuple[Stage, ...]:
-        """Where everybody holds the whole model: by speed."""
-        speeds = [self._members.macs_per_s.get(device) or self._members.macs_per_s[0] for device in devices]
-        return even(piece_macs(self._model.spec, self._model.spec.max_tokens), devices, speeds)
-
-    # Going on
-
-    def _go_on(self) -> None:
-        """Whatever can be done now: begin micro-batches, compute, hand on."""
-        try:
-            while self._waiting and self._begin_one():
-                pass
-            if self._inbox and not self._is_computing and not self._outbox:
-                self._compute(*self._inbox.popleft())
-            while self._outbox and self._hand_on(*self._outbox[0]):
-                self._outbox.popleft()
-                if self._inbox and not self._is_computing:
-                    self._compute(*self._inbox.popleft())
-        except PeerError as exc:
-            self._fail(exc)
-
-    def _begin_one(self) -> bool:
-        """Gives the next micro-batch to the first stage, if that has room."""
-        micro, stages = self._waiting[0], self._stages
-        if not self._begun and micro.number is None:
-            self._enter_stream()
-        first = stages[0].device
-        is_here = first == COORDINATOR
-        if len(self._inbox) >= QUEUE_LENGTH if is_here else not self._credits.has(first):
-            return False
-        names = tuple(name for name, value in micro.inputs.items() if isinstance(value, Tensor))
-        options = tuple((name, bool(v)) for name, v in micro.inputs.items() if v is not None and name not in names)
-        text = micro.text
-        order = Handover(
-            stages=stages, index=0, codec=micro.request.plan.codec, batch=micro.batch, num_tokens=micro.num_tokens,
-            timeout_s=WORKERS_PART * self._timeout_s(micro), tensors=names, options=options,
-            reads=None if text is None else text.reads, room=0 if text is None else text.room,
-        )  # fmt: skip
-        micro.given_s = time.monotonic()
-        if micro.number is None:
-            micro.number, self._num_micros = self._num_micros, self._num_micros + 1
-        number = micro.number
-        self._waiting.popleft()
-        self._begun[number] = micro
-        if is_here:
-            self._inbox.append((number, order, micro.inputs))
-            return True
-        order, tensors = as_sent(order, {name: micro.inputs[name] for name in names})
-        try:
-            self._credits.spend(first)
-            self._transport.send(
-                first, Kind.HANDOVER, epoch=self._members.epoch, request=self._stream, block=number,
-                meta=order.to_json(), buffers=self._staging.to_wire(tensors, Meter()),
-            )  # fmt: skip
-        except FrameError as exc:  # too large to travel
-            self._refuse(micro.request, InputError(f"{exc}; use a smaller micro-batch"))
-        return True
-
-    def _enter_stream(self) -> None:
-        self._stream, self._num_micros, self._last_done_s = next(self._numbers), 0, time.monotonic()
-        self._credits.enter(self._members.epoch, self._stream)
-        self._num_losses = dict(self._transport.num_losses)
-
-    def _compute(self, number: int, order: Handover, given: Frame | dict[str, Any]) -> None:
-        """Begins with this device's stage."""
-        if self._own is None:
-            self._own = ThreadPoolExecutor(1, "edgeprism-0-computes", settle, (self._cores,))
-        self._is_computing = True
-        if isinstance(given, Frame):
-            self._transport.send(given.sender, Kind.CREDIT, epoch=self._members.epoch, request=self._stream)
-        cache = self._caches.of(self._members.epoch, self._stream, number, order)
-        stream, future = self._stream, self._own.submit(self._run_stage, order, given, cache)
-        future.add_done_callback(lambda done: self._own_is_done(stream, number, done))
-
-    def _run_stage(
-        self, order: Handover, given: Frame | dict[str, Any], cache: StageCache | None
-    ) -> tuple[Done, DeviceTrace]:
-        meter, began_s = Meter(), time.monotonic()
-        if isinstance(given, Frame):
-            done = StageRun(self._model, order, meter, cache).run(self._staging.from_wire(given, meter))
-        else:
-            done = StageRun(self._model, order, meter, cache).run(given)
-        total_s = time.monotonic() - began_s
-        return done, DeviceTrace(
-            device=COORDINATOR, work=order.stage.stop - order.stage.start, total_s=total_s,
-            compute_s=max(0.0, total_s - meter.codec_s - meter.staging_s), codec_s=meter.codec_s,
-            staging_s=meter.staging_s, wire_s=0.0, wait_s=0.0, bytes_sent=0,
-            bytes_received=given.num_bytes if isinstance(given, Frame) else 0,
-        )  # fmt: skip
-
-    def _own_is_done(self, stream: int, number: int, done: Future[tuple[Done, DeviceTrace]]) -> None:
-        if not done.cancelled():
-            self._own_done.put((stream, number, done))
-            self._transport.wake()
-
-    def _take_own(self, number: int, future: Future[tuple[Done, DeviceTrace]]) -> None:
-        error = future.exception()
-        if isinstance(error, FrameError):
-            self._fail(PeerFault(f"what came to this device's stage cannot be used: {error}"))
-        elif error is not None:
-            self._refuse(self._begun[number].request, error)
-        else:
-            self._outbox.append((number, *future.result()))
-
-    def _hand_on(self, number: int, done: Done, trace: DeviceTrace) -> bool:
-        """To the next stage, if that has room; what the last one gives is the output."""
-        order = done.order
-        if number not in self._begun:
-            return True
-        if order.is_last and done.names:
-            self._note(self._begun[number].request, [DeviceTrace(**one) for one in order.traces] + [trace])
-            self._finish(number, Results(names=done.names, tensors=done.tensors).named())
-            return True
-        receiver = order.stage.device  # the order is the next stage's by now
-        if not self._credits.has(receiver):
-            return False
-        meter = Meter()
-        buffers = self._staging.to_wire([tensor.contiguous() for tensor in done.tensors], meter)
-        num_bytes = sum(buffer.data.nbytes for buffer in buffers)
-        sent = replace(trace, staging_s=trace.staging_s + meter.staging_s, bytes_sent=num_bytes)
-        self._credits.spend(receiver)
-        meta = replace(order, traces=(*order.traces, _as_json(sent))).to_json()
-        self._transport.send(
-            receiver, Kind.HANDOVER, epoch=self._members.epoch, request=self._stream, block=number, meta=meta,
-            buffers=buffers,
-        )  # fmt: skip
-        return True
-
-    # Results
-
-    def _take_result(self, frame: Frame) -> None:
-        micro = self._begun.get(frame.block)
-        if micro is None:
-            return
-        fields = Results.of_samples(frame, self._staging, micro.batch).named()
-        traces = frame.info.get("traces")
-        if not isinstance(traces, list) or len(traces) > len(self._stages):
-            raise PeerFault(f"device {frame.sender} sent traces that cannot be read", (frame.sender,))
-        self._note(micro.request, [_trace_of(one, frame) for one in traces])
-        self._finish(frame.block, fields)
-
-    def _finish(self, number: int, fields: dict[str, Tensor]) -> None:
-        micro, now = self._begun.pop(number), time.monotonic()
-        self._patience.learn(self._kind(micro), now - max(micro.given_s, self._last_done_s), of=self._stages)
-        self._last_done_s = now
-        request = micro.request
-        if micro.text is not None:
-            self._continue(micro, micro.text, fields)
-            return
-        request.outputs[micro.index] = fields
-        outputs = [output for output in request.outputs if output is not None]
-        if len(outputs) == len(request.outputs):
-            self._answer(request, merge(outputs, self._model.output))
-
-    def _continue(self, micro: _Micro, text: Text, fields: dict[str, Tensor]) -> None:
-        """Takes the next token of a text, and has the one after it computed."""
-        if not text.take(fields["ids"]):
-            micro.request.outputs[micro.index] = {}
-            return
-        micro.inputs, micro.num_tokens = text.next_inputs(), 1
-        self._waiting.append(micro)
 
     def generate(self, texts: Sequence[Text], plan: str | Plan, codec: CodecSpec, check: Callable[[], None]) -> Trace:
         """Continues texts, all at once, so that no stage waits while another has one; returns when all have ended.
         ``check`` is called now and then, and may raise. The trace names devices that failed: what they had of a text is
         computed anew."""
         began_s = time.monotonic()
-        answer = Answer({"input_ids": texts[0].ids}, plan, codec, can_be_dropped=False)
-        now, left_out = self._plan_now(answer)
-        self._stages = now.stages
-        batch, num_tokens = sum(text.ids.shape[0] for text in texts), texts[0].ids.shape[1]
+        found = self.stages.plan(plan, codec, is_running=False)
+        assert found is not None
+        self._now = found[0].stages
         request = _Request(
-            answer=None, plan=now, batch=batch, num_tokens=num_tokens, left_out=left_out, outputs=[None] * len(texts)
-        )
+            answer=None, plan=found[0], batch=sum(text.ids.shape[0] for text in texts),
+            num_tokens=texts[0].ids.shape[1], left_out=found[1], outputs=[None] * len(texts),
+        )  # fmt: skip
         for index, text in enumerate(texts):
+            inputs, size = text.prompt(), text.ids.shape[0]
             self._waiting.append(
-                _Micro(
-                    request=request, index=index, inputs=text.prompt(), batch=text.ids.shape[0],
-                    num_tokens=text.num_tokens, text=text,
-                )
-            )  # fmt: skip
+                _Micro(request=request, index=index, inputs=inputs, batch=size, num_tokens=text.num_tokens, text=text)
+            )
         try:
             self._go_on()
             while request.error is None and any(output is None for output in request.outputs):
@@ -430,19 +214,211 @@ class Pipelined:
         except BaseException:
             self._members.new_epoch()  # others may be at it
             self._refuse(request, InputError("given up"))
-            self._stream, self._is_computing = 0, False
+            self._leave_stream()
             raise
         if request.error is not None:
             raise request.error
-        return self._trace_of_request(request, began_s, 0.0)
+        return self._trace(request, began_s, 0.0)
+
+    # Going on
+
+    def _go_on(self) -> None:
+        """Whatever can be done now: begin micro-batches, compute, hand on."""
+        try:
+            while self._waiting and self._begin_one():
+                pass
+            while self._outbox and self._hand_on(*self._outbox[0]):
+                self._outbox.popleft()
+            if not self._outbox:
+                begun = self._own.begin(lambda order: self._credits.widths.choose(order.codecs))
+                if begun is not None and isinstance(begun[0].what, Frame):
+                    self._transport.send(
+                        begun[0].what.sender, Kind.CREDIT, epoch=self._members.epoch, request=self._stream,
+                        meta={"idle_s": begun[1], "busy_s": begun[2]},
+                    )  # fmt: skip
+        except PeerError as exc:
+            self._fail(exc)
+
+    def _begin_one(self) -> bool:
+        """Gives the next micro-batch to the first stage, if that has room."""
+        if not self._begun and all(micro.number is None for micro in self._waiting):
+            self._enter_stream()
+        micro, stages = self._waiting[0], self._now
+        first = stages[0].device
+        if not (self._own.has_room if first == COORDINATOR else self._credits.has(first)):
+            return False
+        self._waiting.popleft()
+        micro.given_s = time.monotonic()
+        if micro.number is None:
+            micro.number, self._num_micros = self._num_micros, self._num_micros + 1
+        self._begun[micro.number] = micro
+        order = self._order(micro, stages)
+        try:
+            if first == COORDINATOR:
+                self._own.give(Given(number=micro.number, order=order, what=micro.inputs))
+                return True
+            order, tensors = as_sent(order, {name: micro.inputs[name].cpu() for name in order.tensors})
+            buffers = self._staging.to_wire(tensors, Meter())
+            num_bytes = self._transport.send(
+                first, Kind.HANDOVER, epoch=self._members.epoch, request=self._stream, block=micro.number,
+                meta=order.to_json(), buffers=buffers,
+            )  # fmt: skip
+            self._credits.spend(first)
+            self._note(micro.request, [_sent_by(COORDINATOR, num_bytes)])
+        except PeerError:
+            raise
+        except FrameError as exc:  # too large to travel
+            self._refuse(micro.request, InputError(f"{exc}; use a smaller micro-batch"))
+        except Exception as exc:  # what cannot be laid out is that request's own trouble
+            self._refuse(micro.request, exc)
+        return True
+
+    def _order(self, micro: _Micro, stages: tuple[Stage, ...]) -> Handover:
+        names = tuple(name for name, value in micro.inputs.items() if isinstance(value, Tensor))
+        options = tuple((name, bool(v)) for name, v in micro.inputs.items() if v is not None and name not in names)
+        plan, text = micro.request.plan, micro.text
+        timeout_s = max(self._timeout_s(one, self._first_kind(one)) for one in self._begun.values())
+        return Handover(
+            stages=stages, index=0, codec=plan.codec, codecs=plan.codecs, batch=micro.batch,
+            num_tokens=micro.num_tokens, timeout_s=WORKERS_PART * timeout_s, tensors=names, options=options,
+            reads=None if text is None else text.reads, room=0 if text is None else text.room,
+        )  # fmt: skip
+
+    def _enter_stream(self) -> None:
+        self._stream, self._num_micros, self._last_done_s = next(self._numbers), 0, 0.0
+        self._credits.enter(self._members.epoch, self._stream)
+        self._own.enter(self._members.epoch, self._stream)
+        self._outbox.clear()
+        self._held_since_s = None
+        self._num_losses = dict(self._transport.num_losses)
+
+    def _leave_stream(self) -> None:
+        self._stream = 0
+        self._own.enter(self._members.epoch, 0)
+        self._outbox.clear()
+
+    def _take_own(self, made: Made) -> None:
+        number, sender = made.given.number, made.given.what
+        if number not in self._begun:
+            return
+        if made.done is not None and made.trace is not None:
+            self._outbox.append((number, made.done, made.trace))
+        elif isinstance(made.error, FrameError) and isinstance(sender, Frame):
+            text = f"device {sender.sender} sent what cannot be used: {made.error}"
+            self._fail(PeerFault(text, (sender.sender,)))
+        else:
+            assert made.error is not None
+            self._refuse(self._begun[number].request, made.error)
+
+    def _hand_on(self, number: int, done: Done, trace: DeviceTrace) -> bool:
+        """To the next stage, if that has room; what the last one gives is the output."""
+        order, micro = done.order, self._begun.get(number)
+        if micro is None:
+            return True
+        if done.names:
+            self._note(micro.request, [*_traces_of(order.traces, self._now), trace])
+            self._finish(number, Results(names=done.names, tensors=done.tensors).named())
+            return True
+        receiver = order.stage.device  # the order is the next stage's by now
+        if not self._credits.has(receiver):
+            self._held_since_s = self._held_since_s or time.monotonic()
+            return False
+        if self._held_since_s is not None:
+            self._credits.widths.waited(time.monotonic() - self._held_since_s)
+            self._held_since_s = None
+        try:
+            meter = Meter()
+            buffers = self._staging.to_wire([tensor.contiguous() for tensor in done.tensors], meter)
+            num_bytes = sum(buffer.data.nbytes for buffer in buffers)
+            sent = replace(trace, staging_s=trace.staging_s + meter.staging_s, bytes_sent=num_bytes)
+            meta = replace(order, traces=(*order.traces, asdict(sent))).to_json()
+            self._transport.send(
+                receiver, Kind.HANDOVER, epoch=self._members.epoch, request=self._stream, block=number, meta=meta,
+                buffers=buffers,
+            )  # fmt: skip
+            self._credits.spend(receiver)
+        except FrameError as exc:
+            self._refuse(micro.request, InputError(f"{exc}; use a smaller micro-batch"))
+        return True
+
+    # What devices send
+
+    def _take_handover(self, frame: Frame) -> None:
+        """From the stage before this device's; anything else is refused."""
+        order = Handover.from_json(frame.info)
+        index = order.index
+        if order.stages != self._now or not index or order.stage.device != COORDINATOR:
+            raise FrameError(f"a handover for stage {index} of {len(order.stages)} came here")
+        if order.stages[index - 1].device != frame.sender or not self._own.has_room:
+            raise FrameError("a handover came from another stage than the one before, or one too many")
+        _traces_of(order.traces, self._now)
+        if frame.block in self._begun:
+            self._own.give(Given(number=frame.block, order=order, what=frame))
+        else:  # of a request that was refused meanwhile
+            self._transport.send(frame.sender, Kind.CREDIT, epoch=self._members.epoch, request=self._stream)
+
+    def _take_result(self, frame: Frame) -> None:
+        micro = self._begun.get(frame.block)
+        if frame.sender != self._now[-1].device:
+            raise PeerFault("it does not have the last stage", (frame.sender,))
+        if micro is None:
+            return
+        found = Results.of_samples(frame, self._staging, micro.batch).named()
+        self._note(micro.request, _traces_of(frame.info.get("traces"), self._now))
+        self._finish(frame.block, found)
+
+    def _take_fault(self, frame: Frame) -> None:
+        message, cause = frame.info.get("message", "no reason given"), frame.info.get("cause")
+        if cause == "input":
+            micro = self._begun.get(frame.block)
+            if micro is not None:
+                self._refuse(micro.request, InputError(str(message)))
+            return
+        blamed = frame.info.get("blamed")
+        named = blamed if isinstance(blamed, list) and blamed else [frame.sender]
+        ranks = {rank for rank in named if rank in range(1, self._transport.num_devices)}
+        if cause == "timeout":  # who waited in vain cannot tell who in front of it is slow
+            self._fail(PeerTimeout(f"{message} (said device {frame.sender})", ()))
+        else:
+            self._fail(PeerFault(f"{message} (said device {frame.sender})", tuple(ranks)))
+
+    def _finish(self, number: int, output: dict[str, Tensor]) -> None:
+        micro, now = self._begun.pop(number), time.monotonic()
+        self._patience.learn(self._kind(micro), now - max(micro.given_s, self._last_done_s), of=self._now)
+        self._last_done_s = now
+        request = micro.request
+        if micro.text is not None:
+            self._continue(micro, micro.text, output)
+            return
+        request.outputs[micro.index] = output
+        outputs = [one for one in request.outputs if one is not None]
+        if len(outputs) < len(request.outputs):
+            return
+        try:
+            merged = merge(outputs, self._model.output)
+        except PeerFault as exc:
+            self._refuse(request, exc)
+            return
+        self._answer(request, merged)
+
+    def _continue(self, micro: _Micro, text: Text, output: dict[str, Tensor]) -> None:
+        """Takes the next token of a text, and has the one after it computed."""
+        ids = output.get("ids")
+        if ids is None or ids.shape != (micro.batch,):
+            self._refuse(micro.request, PeerFault("the last stage gave something else than a token a text"))
+        elif text.take(ids):
+            micro.inputs, micro.num_tokens = text.next_inputs(), 1
+            self._waiting.append(micro)
+        else:
+            micro.request.outputs[micro.index] = {}
 
     def _answer(self, request: _Request, output: ModelOutput) -> None:
         answer = request.answer
         assert answer is not None and answer._began_s is not None
-        answer.trace = self._trace_of_request(request, answer._began_s, answer._began_s - answer._submitted_s)
+        answer.trace = self._trace(request, answer._began_s, answer._began_s - answer._submitted_s)
         self._queue.finish(answer, output)
 
-    def _trace_of_request(self, request: _Request, began_s: float, queued_s: float) -> Trace:
+    def _trace(self, request: _Request, began_s: float, queued_s: float) -> Trace:
         parts = tuple(request.parts[device] for device in sorted(request.parts))
         return Trace(
             plan=request.plan,
@@ -464,33 +440,19 @@ class Pipelined:
             if before is None:
                 request.parts[part.device] = part
                 continue
-            summed = {
-                name: getattr(before, name) + getattr(part, name)
-                for name in (
-                    "total_s", "compute_s", "codec_s", "staging_s", "wire_s", "wait_s", "bytes_sent", "bytes_received",
-                )
-            }  # fmt: skip
+            summed = {name: getattr(before, name) + getattr(part, name) for name in _SUMMED}
             request.parts[part.device] = replace(before, work=max(before.work, part.work), **summed)
 
     # Failing
 
-    def _take_fault(self, frame: Frame) -> None:
-        message, cause = frame.info.get("message", "no reason given"), frame.info.get("cause")
-        if cause == "input":
-            micro = self._begun.get(frame.block) or next(iter(self._begun.values()), None)
-            if micro is not None:
-                self._refuse(micro.request, InputError(str(message)))
-            return
-        blamed = frame.info.get("blamed")
-        ranks = {rank for rank in blamed if rank in range(1, self._transport.num_devices)} if blamed else set()
-        kind = PeerTimeout if cause == "timeout" else PeerFault
-        self._fail(kind(f"{message} (said device {frame.sender})", tuple(ranks or {frame.sender})))
-
     def _refuse(self, request: _Request, error: BaseException) -> None:
         """Ends one request; the others go on."""
         self._waiting = deque(micro for micro in self._waiting if micro.request is not request)
-        for number in [number for number, micro in self._begun.items() if micro.request is request]:
+        numbers = {number for number, micro in self._begun.items() if micro.request is request}
+        for number in numbers:
             del self._begun[number]
+        self._own.drop(numbers)
+        self._outbox = deque(one for one in self._outbox if one[0] not in numbers)
         if request.answer is None:
             request.error = error
         else:
@@ -498,31 +460,35 @@ class Pipelined:
 
     def _fail(self, exc: PeerError) -> None:
         """Begins everything under way anew, in its order, on stages of those that are left."""
-        used = [stage.device for stage in self._stages]
-        failures = self._members.recover(exc, used)
-        micros = [*self._begun.values(), *self._waiting]
+        micros = sorted({*self._begun.values(), *self._waiting}, key=self._place)
         self._begun.clear()
-        self._inbox.clear()
-        self._outbox.clear()
-        self._stream, self._is_computing = 0, False
+        self._waiting = deque(micros)
+        self._leave_stream()
         try:
-            stages = self._over(used)
-        except EdgeprismError as error:
-            self._waiting = deque(micros)
+            failures = self._members.recover(exc, [stage.device for stage in self._now])
             for request in self._requests():
-                self._refuse(request, error)
+                request.failures += failures
+            stages = self.stages.after_failure(self._now)
+        except Exception as error:  # whatever it is, nobody must wait for ever
+            text = error if not isinstance(error, EdgeprismError) else PeerFault(f"{exc}; {error}", exc.peers)
+            for request in self._requests():
+                self._refuse(request, text)
             return
-        self._stages = stages
+        self._now = stages
         for micro in micros:
             micro.number = None
             if micro.text is not None:  # what stages kept of it is gone
                 micro.inputs, micro.num_tokens = micro.text.prompt(), micro.text.num_tokens
-        for request in dict.fromkeys(micro.request for micro in micros):
-            request.failures += failures
+        for request in self._requests():
+            plan = request.plan
             request.plan = Plan.pipeline(
-                stages, self._transport.num_devices, request.plan.codec, micro_batch=request.plan.micro_batch
+                stages, self._transport.num_devices, plan.codec, micro_batch=plan.micro_batch, narrowest=plan.narrowest
             )
-        self._waiting = deque(micros)
+
+    def _place(self, micro: _Micro) -> tuple[float, float, int]:
+        """In the order in which requests came, and their micro-batches."""
+        answer = micro.request.answer
+        return 0.0 if answer is None else answer._submitted_s, float(id(micro.request)), micro.index
 
     def _requests(self) -> list[_Request]:
         return list(dict.fromkeys(micro.request for micro in (*self._begun.values(), *self._waiting)))
@@ -531,32 +497,62 @@ class Pipelined:
 
     def _late_at_s(self) -> float:
         oldest = next(iter(self._begun.values()))
-        return max(oldest.given_s, self._last_done_s) + self._timeout_s(oldest)
+        return max(oldest.given_s, self._last_done_s) + self._timeout_s(oldest, self._kind(oldest))
 
-    def _timeout_s(self, micro: _Micro) -> float:
-        """How long until the next output: at first everything lies before it."""
-        speeds = [self._members.macs_per_s.get(stage.device, 0.0) for stage in self._stages]
+    def _timeout_s(self, micro: _Micro, kind: Hashable) -> float:
+        """How long until the next output."""
+        speeds = [self._members.macs_per_s.get(stage.device, 0.0) for stage in self._now]
         slowest = min((speed for speed in speeds if speed), default=self._members.macs_per_s[COORDINATOR])
         macs = micro.batch * whole_model_macs(self._model.spec, micro.num_tokens)
-        rows_bytes = micro.batch * micro.num_tokens * self._model.spec.hidden_size * self._model.dtype.itemsize
-        timeout_s = self._patience.timeout_s(
-            self._kind(micro), of=self._stages, compute_s=macs / slowest, num_bytes=len(self._stages) * rows_bytes
-        )
+        cuts = self._cut_bytes(micro.request.plan, micro.batch, micro.num_tokens)
+        num_bytes = sum(cuts[stage.start] for stage in self._now) + cuts[-1]
+        timeout_s = self._patience.timeout_s(kind, of=self._now, compute_s=macs / slowest, num_bytes=num_bytes)
         return min(timeout_s, MAX_TIMEOUT_S)
 
     def _kind(self, micro: _Micro) -> Hashable:
-        return ("pipeline", self._stages, micro.batch, micro.num_tokens, micro.text is not None)
+        """What takes alike: the first output takes as long as all stages together, those behind it as the slowest."""
+        if self._last_done_s > micro.given_s:
+            return ("pipeline, in line", self._now, micro.batch, micro.num_tokens, micro.text is not None)
+        return self._first_kind(micro)
+
+    def _first_kind(self, micro: _Micro) -> Hashable:
+        return ("pipeline", self._now, micro.batch, micro.num_tokens, micro.text is not None)
+
+    def _cut_bytes(self, plan: Plan, batch: int, num_tokens: int) -> tuple[int, ...]:
+        return cut_bytes(
+            self._model.spec, plan.codec, num_tokens=num_tokens, batch=batch, element_bytes=self._model.dtype.itemsize
+        )
+
+    def _check_size(self, plan: Plan, batch: int, num_tokens: int) -> None:
+        """InputError where what a queue holds of a cut is more than a device keeps of what it has not asked for."""
+        cuts = self._cut_bytes(plan, batch, num_tokens)
+        largest = max([cuts[stage.start] for stage in plan.stages[1:]] + [cuts[-1]])
+        if 3 * largest > MAX_KEPT_BYTES:
+            raise InputError(
+                f"a micro-batch of {batch} samples hands on {largest / 1e6:.0f} MB at once, and "
+                f"{MAX_KEPT_BYTES / 3e6:.0f} MB can be; use a smaller micro-batch, or cut elsewhere"
+            )
 
 
-def _as_json(trace: DeviceTrace) -> dict[str, Any]:
-    return {name: getattr(trace, name) for name in trace.__slots__}
+def _sent_by(device: int, num_bytes: int) -> DeviceTrace:
+    """A device that sent something, and did nothing else that was counted."""
+    return DeviceTrace(
+        device=device, work=0, total_s=0.0, compute_s=0.0, codec_s=0.0, staging_s=0.0, wire_s=0.0, wait_s=0.0,
+        bytes_sent=num_bytes, bytes_received=0,
+    )  # fmt: skip
 
 
-def _trace_of(document: object, frame: Frame) -> DeviceTrace:
-    try:
-        values = dict(document)  # type: ignore[call-overload]
-        if not all(isinstance(value, int | float) and 0 <= value < 1e18 for value in values.values()):
-            raise ValueError("its values must be numbers")
-        return DeviceTrace(**values)
-    except (TypeError, ValueError) as exc:
-        raise PeerFault(f"device {frame.sender} sent traces that cannot be read: {exc}", (frame.sender,)) from exc
+def _traces_of(documents: object, stages: Sequence[Stage]) -> list[DeviceTrace]:
+    """Those of the first stages. FrameError where they are not."""
+    if not isinstance(documents, list | tuple) or len(documents) > len(stages):
+        raise FrameError("traces that are not those of the stages")
+    found = []
+    for document, stage in zip(documents, stages, strict=False):
+        try:
+            values = dict(document)
+            if not all(isinstance(value, int | float) and 0 <= value < 1e18 for value in values.values()):
+                raise ValueError("its values must be numbers")
+            found.append(replace(DeviceTrace(**values), device=stage.device))
+        except (TypeError, ValueError) as exc:
+            raise FrameError(f"a trace that cannot be read: {exc}") from exc
+    return found

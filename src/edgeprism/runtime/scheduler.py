@@ -7,6 +7,7 @@ the other (``pipelined``). Of the three kinds only one is under way at a time.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import time
@@ -90,21 +91,16 @@ class Scheduler:
         self._adaptive = adaptive
 
     def share_out(self, holders: Holders, order_of: OrderOf, weights: WeightFiles | None) -> None:
-        """Has every device load its own stage's pieces, now and whenever one has failed."""
+        """Has every device load its own stage's pieces, now and whenever stages have to change."""
 
-        def restage(devices: Sequence[int]) -> tuple[Stage, ...]:
-            before = holders.stages
-            try:
-                holders.stages = holders.over(devices)
-                self._pipelined.hold(holders.own(), holders.stages)
-            except BaseException:
-                holders.stages = before
-                raise
+        def share(stages: tuple[Stage, ...]) -> None:
+            holders.stages = stages
+            self._model.release()
+            gc.collect()  # layers refer to each other here and there
+            self._model.become(holders.own())
             self.coordinator.load_workers(holders.orders(order_of), weights)
-            return holders.stages
 
-        self._pipelined.restage = restage
-        self._pipelined.hold(self._model, holders.stages)
+        self._pipelined.stages.hold(holders.stages, share)
         self.coordinator.load_workers(holders.orders(order_of), weights)
 
     def generate(self, texts: Sequence[Text], plan: str | Plan, codec: CodecSpec, check: Callable[[], None]) -> Trace:

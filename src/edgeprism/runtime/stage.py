@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgeprism.errors import FrameError
+from edgeprism.errors import FrameError, InputError
 from edgeprism.models.model import Model
 from edgeprism.runtime.job import MAX_TOKENS, Results, as_received
 from edgeprism.runtime.messages import Handover
 from edgeprism.runtime.trace import DeviceTrace
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.plan import PIECES_A_BLOCK
 from edgeprism.strategies.meter import Meter
 from edgeprism.strategies.pipeline.forward import (
     Flow,
@@ -50,15 +52,25 @@ class Done:
 class StageRun:
     """One micro-batch on this device."""
 
-    def __init__(self, model: Model, order: Handover, meter: Meter, cache: StageCache | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        order: Handover,
+        meter: Meter,
+        cache: StageCache | None = None,
+        codec: CodecSpec | None = None,
+    ) -> None:
+        """``codec``: what the next stage is to get, by default what this one got."""
         self._model, self._order, self._meter, self._cache = model, order, meter, cache
+        self._codec = codec or order.codec
 
     def run(self, tensors: Sequence[Tensor] | dict[str, Any]) -> Done:
         """From what came (inputs by name on the coordinator) to what goes. FrameError for what does not fit the order,
         InputError for inputs that the model cannot use."""
         order, stage = self._order, self._order.stage
         if stage.start == stage.stop and not order.is_last:  # a relay
-            assert not isinstance(tensors, dict)
+            if isinstance(tensors, dict):
+                raise InputError(f"stage {stage} only hands on, and device 0 has the inputs itself; leave it out")
             return Done(order=replace(order, index=order.index + 1), tensors=tuple(tensors))
         with torch.no_grad():
             flow = self._flow(tensors)
@@ -107,7 +119,7 @@ class StageRun:
         }
         order = replace(
             self._order, index=self._order.index + 1, num_tokens=flow.num_tokens, batch=flow.rows.shape[0],
-            reads=flow.reads, tensors=tuple(named), levels=(), options=(),
+            reads=flow.reads, tensors=tuple(named), levels=(), options=(), codec=self._codec,
         )  # fmt: skip
         with self._meter.codec():
             packed = self._passage(order).pack(flow)
@@ -145,12 +157,61 @@ class Caches:
         return self._texts[number]
 
 
+class Widths:
+    """How wide rows travel to the next stage: narrower where the link is what holds everybody up, wider again where it
+    is not.
+
+    The link it is where this device has to wait for a credit while the next one has nothing to do. Then the next one
+    down is taken. After `CALM` micro-batches without that the next one up is tried, and later each time that this was
+    too much.
+    """
+
+    WAITS = 0.05  # of the receiver's time
+    CALM = 16
+
+    def __init__(self) -> None:
+        self._level, self._num_calm, self._needed = 0, 0, self.CALM
+        self._waited_s = 0.0
+        self._num_seen = 0
+
+    def begin(self) -> None:
+        """A new stream: while a pipeline fills everybody behind has nothing to do."""
+        self._num_seen, self._waited_s = 0, 0.0
+
+    def choose(self, codecs: Sequence[CodecSpec]) -> CodecSpec:
+        """One of these, the widest first."""
+        self._level = min(self._level, len(codecs) - 1)
+        return codecs[self._level]
+
+    def waited(self, seconds: float) -> None:
+        """This device had something to send, and no credit."""
+        self._waited_s += seconds
+
+    def saw_credit(self, idle_s: float, busy_s: float) -> None:
+        """The receiver had nothing to do for so long, after a micro-batch that took it so long."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        self._num_seen += 1
+        if self._num_seen <= QUEUE_LENGTH + 1 or busy_s <= 0:
+            return
+        if idle_s > self.WAITS * busy_s and waited_s > self.WAITS * busy_s:
+            if self._num_calm == 0 and self._level and self._num_seen > self.CALM:
+                self._needed = min(2 * self._needed, 64 * self.CALM)
+            self._level, self._num_calm = self._level + 1, 0
+            self._num_seen = 0  # what is under way is as wide as before
+        elif self._level:
+            self._num_calm += 1
+            if self._num_calm >= self._needed:
+                self._level, self._num_calm = self._level - 1, 0
+                self._needed = min(2 * self._needed, 64 * self.CALM)
+
+
 class Credits:
     """How many micro-batches each receiver has that it has not begun with."""
 
     def __init__(self) -> None:
         self._stream = (0, 0)
         self._out: Counter[int] = Counter()
+        self.widths = Widths()
 
     def has(self, device: int) -> bool:
         """Whether one more may be sent to it."""
@@ -164,12 +225,16 @@ class Credits:
         """A CREDIT has come."""
         if (frame.epoch, frame.request) == self._stream and self._out[frame.sender] > 0:
             self._out[frame.sender] -= 1
+            idle_s, busy_s = frame.info.get("idle_s"), frame.info.get("busy_s")
+            if isinstance(idle_s, int | float) and isinstance(busy_s, int | float):
+                self.widths.saw_credit(idle_s, busy_s)
 
     def enter(self, epoch: int, stream: int) -> None:
         """What was sent in another epoch or stream is forgotten."""
         if (epoch, stream) != self._stream:
             self._stream = epoch, stream
             self._out.clear()
+            self.widths.begin()
 
 
 class WorkerStages:
@@ -177,6 +242,7 @@ class WorkerStages:
 
     def __init__(self, transport: Transport) -> None:
         self._transport, self._credits, self._caches = transport, Credits(), Caches()
+        self._free_since_s, self._busy_s = time.monotonic(), 0.0
 
     def take_credit(self, frame: Frame) -> None:
         """From the receiver of a handover."""
@@ -186,21 +252,24 @@ class WorkerStages:
         """Computes the stage of a HANDOVER, and hands on. PeerError where the next one takes nothing for too long."""
         order, meter, began_s = Handover.from_json(frame.info), Meter(), time.monotonic()
         transport, epoch, stream = self._transport, frame.epoch, frame.request
-        if order.stage.device != transport.rank:
-            raise FrameError(f"a handover for device {order.stage.device} came here")
+        self._check(order, model, frame.sender)
         self._credits.enter(epoch, stream)
-        transport.send(frame.sender, Kind.CREDIT, epoch=epoch, request=stream)
+        since = {"idle_s": max(0.0, began_s - self._free_since_s), "busy_s": self._busy_s}
+        transport.send(frame.sender, Kind.CREDIT, epoch=epoch, request=stream, meta=since)
         transport.take_stats()
         cache = self._caches.of(epoch, stream, frame.block, order)
-        done = StageRun(model, order, meter, cache).run(staging.from_wire(frame, meter))
+        codec = self._credits.widths.choose(order.codecs or (order.codec,))
+        done = StageRun(model, order, meter, cache, codec).run(staging.from_wire(frame, meter))
         computed_s = time.monotonic() - began_s
         if order.is_last:
             results = Results(names=done.names, tensors=done.tensors).in_pieces(transport.limits.max_array_bytes)
             done = replace(done, names=results.names, tensors=results.tensors)
         buffers = staging.to_wire([tensor.contiguous() for tensor in done.tensors], meter)
         receiver, deadline = order.next_device, began_s + computed_s + order.timeout_s
+        self._busy_s = computed_s
         if not order.is_last:
             self._await_credit(receiver, epoch, stream, deadline)
+            self._credits.widths.waited(time.monotonic() - began_s - computed_s)
         stats, total_s = transport.take_stats(), time.monotonic() - began_s
         wire_s = stats.send_s + stats.receive_s
         trace = DeviceTrace(
@@ -218,9 +287,23 @@ class WorkerStages:
         else:
             meta, kind = replace(done.order, traces=traces).to_json(), Kind.HANDOVER
             self._credits.spend(receiver)
-        transport.send(
-            receiver, kind, epoch=epoch, request=stream, block=frame.block, meta=meta, buffers=buffers
-        )  # fmt: skip
+        try:
+            transport.send(receiver, kind, epoch=epoch, request=stream, block=frame.block, meta=meta, buffers=buffers)
+        except FrameError as exc:  # nobody's failure: what was asked for does not fit a frame
+            raise InputError(f"{exc}; use a smaller micro-batch") from exc
+        self._free_since_s = time.monotonic()
+
+    def _check(self, order: Handover, model: Model, sender: int) -> None:
+        """FrameError unless it is for this device, from the one before, and for pieces that are held here."""
+        stage, transport = order.stage, self._transport
+        before = order.stages[order.index - 1].device if order.index else COORDINATOR
+        if stage.device != transport.rank or sender != before:
+            raise FrameError(f"a handover for device {stage.device}, from device {sender}, came here")
+        if not order.is_last and not 0 <= order.next_device < transport.num_devices:
+            raise FrameError(f"a handover goes on to device {order.next_device}, which there is not")
+        start, stop = model.held or (0, PIECES_A_BLOCK * len(model.blocks))
+        if stage.stop > stage.start and not start <= stage.start < stage.stop <= stop:
+            raise FrameError(f"a handover for stage {stage}, and this device holds the pieces {start} to {stop}")
 
     def _await_credit(self, receiver: int, epoch: int, stream: int, deadline: float) -> None:
         while not self._credits.has(receiver):

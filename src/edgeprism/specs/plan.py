@@ -16,13 +16,16 @@ STRATEGIES = ("local", "replica", "sequence", "pipeline")
 
 SCHEMA_VERSION = 1
 SHARES_TOLERANCE = 1e-6
-MAX_DEVICES = 8
-"""Of `replica` and `sequence`: with more, everyone talks to everyone for little gain."""
+MAX_DEVICES = 16
 
 
 PIECES_A_BLOCK = 4
 """Where a pipeline may cut a block: attention; its output layer; the wide half of the MLP; the narrow half. These are
 the cut points of EdgePipe (arXiv 2110.14895)."""
+
+
+ACTIVATIONS = (EXACT, CodecSpec(bits=16), CodecSpec(bits=8), CodecSpec(bits=4))
+"""What may travel between the stages of a pipeline, the widest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,8 @@ class Plan:
     ``shares`` are fractions of the work, by device, the coordinator (device 0) first; they sum to 1 within 1e-6, and a
     device with share 0 is left out. ``codec`` is what travels between devices under `sequence` and `pipeline`.
     `pipeline`: ``stages`` in their order, every piece of the model in one of them; a batch goes through them in
-    micro-batches of at most ``micro_batch`` samples. Raises PlanError on a bad value.
+    micro-batches of at most ``micro_batch`` samples. What travels follows the bandwidth, from ``codec`` to
+    ``narrowest`` where that is given. Raises PlanError on a bad value.
     """
 
     strategy: str
@@ -53,20 +57,31 @@ class Plan:
     codec: CodecSpec = EXACT
     stages: tuple[Stage, ...] = ()
     micro_batch: int = 1
+    narrowest: CodecSpec | None = None
 
     def __post_init__(self) -> None:
         _check_strategy(self.strategy)
         _check_shares(self.shares)
         if self.strategy == "pipeline":
             _check_stages(self.stages, len(self.shares))
-            if self.codec.has_means or self.codec.travels != "rows" or self.codec.needs_calibration:
-                raise PlanError(f"between stages travel exact, bfloat16, int8 or int4 rows, not {self.codec}")
+            for codec in (self.codec, self.narrowest or self.codec):
+                if codec not in ACTIVATIONS:
+                    raise PlanError(f"between stages travel {', '.join(map(str, ACTIVATIONS))} rows, not {codec}")
+            if self.narrowest is not None and not self.codecs:
+                raise PlanError(f"{self.narrowest} is no narrower than {self.codec}; name the wider one first")
             if not 1 <= self.micro_batch < 2**31:
                 raise PlanError(f"a micro-batch has at least one sample, not {self.micro_batch}")
         elif self.stages:
             raise PlanError(f"strategy {self.strategy} has no stages; only pipeline has")
         if self.strategy == "local" and len(self.shares) != 1:
             raise PlanError(f"strategy local runs on one device, but {len(self.shares)} shares were given")
+
+    @property
+    def codecs(self) -> tuple[CodecSpec, ...]:
+        """What may travel between stages, the widest first."""
+        if self.narrowest is None:
+            return (self.codec,)
+        return ACTIVATIONS[ACTIVATIONS.index(self.codec) : ACTIVATIONS.index(self.narrowest) + 1]
 
     @classmethod
     def local(cls) -> Plan:
@@ -75,7 +90,13 @@ class Plan:
 
     @classmethod
     def pipeline(
-        cls, stages: Sequence[Stage], num_devices: int, codec: CodecSpec = EXACT, *, micro_batch: int = 1
+        cls,
+        stages: Sequence[Stage],
+        num_devices: int,
+        codec: CodecSpec = EXACT,
+        *,
+        micro_batch: int = 1,
+        narrowest: CodecSpec | None = None,
     ) -> Plan:
         """These stages; a device's share is its part of all pieces."""
         pieces = [0] * num_devices
@@ -87,7 +108,10 @@ class Plan:
         if not total:
             raise PlanError("the stages hold no piece of the model")
         shares = tuple(count / total for count in pieces)
-        return cls(strategy="pipeline", shares=shares, codec=codec, stages=tuple(stages), micro_batch=micro_batch)
+        return cls(
+            strategy="pipeline", shares=shares, codec=codec, stages=tuple(stages), micro_batch=micro_batch,
+            narrowest=narrowest,
+        )  # fmt: skip
 
     @classmethod
     def among(
@@ -116,6 +140,7 @@ class Plan:
             "shares": list(self.shares),
             "codec": str(self.codec),
             **({"stages": list(map(str, self.stages)), "micro_batch": self.micro_batch} if self.stages else {}),
+            **({} if self.narrowest is None else {"narrowest": str(self.narrowest)}),
         }
 
     @classmethod
@@ -139,11 +164,15 @@ class Plan:
         stages, micro_batch = document.get("stages", []), document.get("micro_batch", 1)
         if not isinstance(stages, list | tuple) or not all(isinstance(stage, str) for stage in stages):
             raise PlanError(f"plan field stages must be a list such as ['0:0-24', '1:24-48'], not {stages!r}")
+        narrowest = document.get("narrowest")
+        if narrowest is not None and not isinstance(narrowest, str):
+            raise PlanError(f"plan field narrowest must be text, not {narrowest!r}")
         if not isinstance(micro_batch, int) or isinstance(micro_batch, bool):
             raise PlanError(f"plan field micro_batch must be a count, not {micro_batch!r}")
         return cls(
             strategy=strategy, shares=tuple(map(float, shares)), codec=CodecSpec.parse(codec),
             stages=parse_stages(",".join(stages)) if stages else (), micro_batch=micro_batch,
+            narrowest=None if narrowest is None else CodecSpec.parse(narrowest),
         )  # fmt: skip
 
 
@@ -161,7 +190,7 @@ def parse_shares(text: str) -> tuple[float, ...]:
         raise PlanError(f"shares {text!r} are not numbers with commas between them, as in 0.6,0.4") from None
 
 
-_FIELDS = {"schema_version", "strategy", "shares", "codec", "stages", "micro_batch"}
+_FIELDS = {"schema_version", "strategy", "shares", "codec", "stages", "micro_batch", "narrowest"}
 _STAGE = re.compile(r"(\d{1,4}):(\d{1,6})-(\d{1,6})", re.ASCII)
 
 
@@ -189,6 +218,10 @@ def _check_stages(stages: tuple[Stage, ...], num_devices: int) -> None:
     devices = [stage.device for stage in stages]
     if len(set(devices)) < len(devices):
         raise PlanError("a device has two stages; it computes one at a time, so give it one")
+    if stages[-1].start == stages[-1].stop or (stages[0].start == stages[0].stop and not stages[0].device):
+        raise PlanError(
+            "a stage without pieces hands on from one device to another: it is not the last, nor here first"
+        )
 
 
 def _check_strategy(strategy: str) -> None:

@@ -12,6 +12,7 @@ from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
 
+ROTARY = ("llama", "qwen2")  # families without a table of positions
 OUTPUT_BYTES = 4  # of one number of an output, in float32
 
 
@@ -57,7 +58,8 @@ def piece_values(model: ModelSpec) -> tuple[int, ...]:
         width * wide + 3 * width,
     )
     pieces = list(block * model.num_layers)
-    rows = model.max_tokens + (model.values_per_patch if model.is_vision else model.vocab_size)
+    has_positions = model.model_type not in ROTARY
+    rows = has_positions * model.max_tokens + (model.values_per_patch if model.is_vision else model.vocab_size)
     pieces[0] += rows * width
     has_words = model.generates or model.architecture.endswith("ForMaskedLM")
     pieces[-1] += width * (model.vocab_size if has_words else model.num_labels + width)

@@ -1,0 +1,126 @@
+"""Which device has which stage of a pipeline now: as the plan says, and without those that are gone.
+
+Where everybody holds the whole model stages are cut anew in a moment. Where devices hold their own stage's pieces only,
+those that are left have to load others first.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from edgeprism.errors import EdgeprismError, PlanError
+from edgeprism.models.model import Model
+from edgeprism.runtime.membership import Membership
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.plan import Plan, Stage
+from edgeprism.strategies.pipeline.partition import check, even, piece_macs
+from edgeprism.wire.transport import COORDINATOR
+
+log = logging.getLogger(__name__)
+
+TRY_AGAIN_S = 5.0
+"""How long devices that could not hold the model are taken to be unable to: many may ask for the same at once."""
+ANSWER_S = 2.5
+"""How long devices that are connected may take to answer a new epoch: they finish what they compute first."""
+
+Share = Callable[[tuple[Stage, ...]], None]
+
+
+class Restaging:
+    """For device 0's thread."""
+
+    def __init__(self, model: Model, members: Membership, num_devices: int) -> None:
+        self._spec, self._members, self._num_devices = model.spec, members, num_devices
+        self._share: Share | None = None
+        self._held: tuple[Stage, ...] = ()
+        self._wanted: tuple[Stage, ...] = ()
+        self._failed: tuple[tuple[int, ...], float, str] = ((), 0.0, "")  # who could not hold the model, when, and why
+
+    def hold(self, stages: tuple[Stage, ...], share: Share) -> None:
+        """From now on devices hold the pieces of these stages only; ``share`` has them load those of others."""
+        self._held = self._wanted = stages
+        self._share = share
+
+    def plan(self, given: str | Plan, codec: CodecSpec, *, is_running: bool) -> tuple[Plan, tuple[str, ...]] | None:
+        """The plan of a request over the devices that are ready; who is left out, and why. None where stages would have
+        to change first, and something is under way on them. PlanError for what cannot be."""
+        if isinstance(given, Plan):
+            check(self._spec, given)
+        members = self._members
+        ready = members.ready()
+        wanted = given.stages if isinstance(given, Plan) else self._wanted or self._cut(ready)
+        there = {*ready} if self._share is None else {*members.answering}
+        stages = self._held if self._share is not None else wanted
+        in_use, could_be = {stage.device for stage in stages}, {stage.device for stage in wanted} & there
+        if not in_use <= {*ready} or (self._share is not None and not could_be <= in_use):
+            if is_running:
+                return None
+            stages = self.without_lost(wanted)
+        missing = sorted({stage.device for stage in wanted} - {stage.device for stage in stages})
+        absent = members.absent() if missing else {}
+        left_out = tuple(f"device {device}: {absent.get(device, 'it is not ready')}" for device in missing)
+        return self._as_plan(stages, given, codec), left_out
+
+    def after_failure(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Stages for those of these devices that are left; others of the plan that have come back are used, too.
+        EdgeprismError where nobody can hold the model any more."""
+        lost = self._members.lost()
+        wanted = self._wanted or tuple(stages)
+        self._members.wait_for([stage.device for stage in wanted if stage.device not in lost], ANSWER_S)
+        return self.without_lost(wanted)
+
+    def without_lost(self, wanted: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Stages for those of their devices that can be used. Where they have to load other pieces for that, those that
+        cannot are left out, too."""
+        tried: set[tuple[int, ...]] = set()
+        while True:
+            there = self._members.ready() if self._share is None else self._members.answering
+            devices = tuple(stage.device for stage in wanted if stage.device in there) or (COORDINATOR,)
+            if self._share is None:
+                return self._for(wanted, devices)
+            if tuple(stage.device for stage in self._held) != devices or not {*devices} <= {*self._members.ready()}:
+                if devices in tried:
+                    raise PlanError(f"devices {', '.join(map(str, devices))} do not load their stages; see their logs")
+                tried.add(devices)
+                self._load(self._for(wanted, devices), devices)
+            if {*devices} <= {*self._members.ready()}:
+                return self._held
+
+    def _load(self, stages: tuple[Stage, ...], devices: tuple[int, ...]) -> None:
+        assert self._share is not None
+        failed, at_s, why = self._failed
+        if failed == devices and time.monotonic() - at_s < TRY_AGAIN_S:
+            raise PlanError(why)
+        try:
+            self._share(stages)
+        except EdgeprismError as exc:
+            self._held = ()  # nobody knows any more who holds what
+            others = "; ".join(f"device {device}: {why}" for device, why in self._members.absent().items())
+            why = f"the devices that are left cannot hold the model: device 0: {exc}{'; ' if others else ''}{others}"
+            self._failed = devices, time.monotonic(), why
+            raise PlanError(why) from exc
+        self._held = stages
+
+    def _for(self, wanted: Sequence[Stage], devices: Collection[int]) -> tuple[Stage, ...]:
+        """As wanted where all are there; else cut anew, each device's part in proportion to what it was to have."""
+        if {stage.device for stage in wanted} == {*devices}:
+            return tuple(wanted)
+        macs = piece_macs(self._spec, self._spec.max_tokens)
+        parts = {stage.device: float(sum(macs[stage.start : stage.stop])) for stage in wanted}
+        used = [device for device in devices if parts.get(device)] or list(devices)
+        return even(macs, used, [parts.get(device) or 1.0 for device in used])
+
+    def _cut(self, ready: Sequence[int]) -> tuple[Stage, ...]:
+        """By speed, for whatever length requests have: so stages stay as they are from one to the next."""
+        macs, speeds = piece_macs(self._spec, self._spec.max_tokens), self._members.macs_per_s
+        used = ready[: len(macs)]
+        return even(macs, used, [speeds.get(device) or speeds[COORDINATOR] for device in used])
+
+    def _as_plan(self, stages: tuple[Stage, ...], given: str | Plan, codec: CodecSpec) -> Plan:
+        if not isinstance(given, Plan):
+            return Plan.pipeline(stages, self._num_devices, codec)
+        return Plan.pipeline(
+            stages, self._num_devices, given.codec, micro_batch=given.micro_batch, narrowest=given.narrowest
+        )  # fmt: skip
