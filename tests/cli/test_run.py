@@ -287,3 +287,18 @@ def test_a_codec_without_effect_is_said(root: Path, capsys: pytest.CaptureFixtur
     status, _, err = run(capsys, root / "ViTModel", root / "red.png", "--plan", "local", "--codec", "int8")
     assert status == 0
     assert "no effect" in err
+
+
+def test_a_pipeline_of_two_processes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut where it was said, in micro-batches, rounded: the answers of one device."""
+    words = ["run", str(root / "ViTForImageClassification"), str(root / "red.png"), str(root / "grey.jpg"), "--json"]
+    assert main(words) == 0
+    alone = json.loads(capsys.readouterr().out)
+    stages = ["--plan", "pipeline", "--local-workers", "2", "--stages", "1:0-5,0:5-12", "--micro-batch", "2"]
+    assert main([*words, *stages, "--codec", "bfloat16..int8"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = found["traces"][0]["plan"]
+    assert plan["stages"] == ["1:0-5", "0:5-12"] and plan["codec"] == "bfloat16" and plan["narrowest"] == "int8"
+    for one, other in zip(found["results"], alone["results"], strict=True):
+        assert one["labels"][0]["label"] == other["labels"][0]["label"]
+        assert one["labels"][0]["score"] == pytest.approx(other["labels"][0]["score"], abs=0.02)

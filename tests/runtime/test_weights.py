@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from edgeprism.errors import FrameError, InputError, ModelFilesError, PeerLost
 from edgeprism.models.manifest import fingerprint
-from edgeprism.runtime import weights
+from edgeprism.models.partial import load_partial
+from edgeprism.runtime import piece_weights, weights
+from edgeprism.runtime.piece_weights import PieceWeights
 from edgeprism.runtime.weights import WeightCache, WeightFiles
 from edgeprism.wire.frame import Buffer, Frame, Kind, dump_meta
 from tests.families import make
@@ -24,6 +27,7 @@ ARCHITECTURE = "BertForSequenceClassification"
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model of some 700 kB in two files, sent in chunks of 10 kB."""
     monkeypatch.setattr(weights, "CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(piece_weights, "CHUNK_BYTES", 10_000)
     make(ARCHITECTURE).save_pretrained(tmp_path / "source", max_shard_size="300KB")
     (tmp_path / "source" / "tokenizer.json").write_text("not part of the model")
     return tmp_path / "source"
@@ -143,3 +147,62 @@ def test_a_full_disk_is_one_clear_line(source: Path, full_disk: Path) -> None:
     with pytest.raises(ModelFilesError, match="No space left on device"):
         WeightCache(full_disk / "cache").fetch(fingerprint(source), link.ask, link.next_chunk)
     assert not list((full_disk / "cache").iterdir())
+
+
+PIECES = (4, 8)
+
+
+def pieces_over(link: Link, cache: WeightCache, wanted: str) -> PieceWeights:
+    """Those of the second block, over that link."""
+    return PieceWeights(cache, wanted, PIECES, link.ask, link.next_chunk)
+
+
+def test_of_some_pieces_only_their_tensors_are_sent(source: Path, tmp_path: Path) -> None:
+    """Checked one by one, kept, found again, and what a stage computes with."""
+    wanted, cache, link = fingerprint(source), WeightCache(tmp_path / "cache"), Link(WeightFiles(source))
+    directory = pieces_over(link, cache, wanted).directory()
+    sizes = [path.stat().st_size for path in source.glob("*.safetensors")]
+    assert (directory / "model.safetensors").stat().st_size < 0.45 * sum(sizes)
+    ours, theirs = (load_partial(one, *PIECES).state_dict() for one in (directory, source))
+    held = [name for name, value in theirs.items() if not value.is_meta]
+    assert held and all(torch.equal(ours[name], theirs[name]) for name in held)
+    assert {name for name, value in ours.items() if not value.is_meta} == {*held}
+    again = Link(WeightFiles(source))
+    assert pieces_over(again, cache, wanted).directory() == directory and not again.asked
+
+
+def test_pieces_that_were_damaged_are_sent_anew(source: Path, tmp_path: Path) -> None:
+    """One byte of a card that forgets."""
+    wanted, cache = fingerprint(source), WeightCache(tmp_path / "cache")
+    path = pieces_over(Link(WeightFiles(source)), cache, wanted).directory() / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    link = Link(WeightFiles(source))
+    pieces_over(link, cache, wanted).directory()
+    assert link.asked and path.read_bytes() != content
+
+
+@pytest.mark.parametrize("spoils", [0, 2, 3, 12])
+def test_pieces_that_come_damaged_are_thrown_away(spoils: int, source: Path, tmp_path: Path) -> None:
+    """Manifest, configuration, header or a tensor: nothing half is left."""
+    wanted, root = fingerprint(source), tmp_path / "cache"
+    link = Link(WeightFiles(source), spoils=spoils)
+    with pytest.raises(ModelFilesError):
+        pieces_over(link, WeightCache(root), wanted).directory()
+    assert not list(root.iterdir())
+
+
+def test_pieces_of_a_broken_transfer_leave_nothing(source: Path, tmp_path: Path) -> None:
+    """It begins anew: a stage's part is small."""
+    wanted, root = fingerprint(source), tmp_path / "cache"
+    with pytest.raises(PeerLost):
+        pieces_over(Link(WeightFiles(source), breaks_after=20), WeightCache(root), wanted).directory()
+    assert not list(root.iterdir())
+
+
+def test_pieces_that_have_no_room_are_refused(source: Path, tmp_path: Path) -> None:
+    """With the size of the cache."""
+    wanted = fingerprint(source)
+    with pytest.raises(ModelFilesError, match="give it more with --cache-gb"):
+        pieces_over(Link(WeightFiles(source)), WeightCache(tmp_path / "cache", 50_000), wanted).directory()

@@ -71,6 +71,13 @@ def no_progress_bar() -> Iterator[None]:
 def architecture_of(directory: Path) -> str:
     """The class that config.json names, for a directory with weights that can be read. ModelFilesError where there are
     none; UnsupportedModel for other architectures."""
+    name = named_architecture(directory)
+    _check_weights(directory, name)
+    return name
+
+
+def named_architecture(directory: Path) -> str:
+    """The same where the weights may be elsewhere."""
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -82,7 +89,6 @@ def architecture_of(directory: Path) -> str:
     name = names[0] if names else "no architecture"
     if name not in ADAPTORS:
         raise unsupported(name)
-    _check_weights(directory, str(name))
     return str(name)
 
 

@@ -68,14 +68,25 @@ def fingerprint(directory: Path, hashed: Mapping[str, TensorHashes] | None = Non
 
     ``hashed``: by name, files that were hashed when they came. ModelFilesError where something cannot be read.
     """
-    return hashlib.sha256(json.dumps(manifest(directory, hashed or {}), sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(manifest(directory, hashed or {}))
+
+
+def fingerprint_of(found: Mapping[str, Any]) -> str:
+    """Of a manifest."""
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Of the contents of a config.json, without what changes no output."""
+    kept = {name: value for name, value in config.items() if name not in _INCIDENTAL}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def manifest(directory: Path, hashed: Mapping[str, TensorHashes]) -> dict[str, Any]:
     """``config``: sha256 of config.json's contents; ``tensors``: dtype, shape and sha256 by name. ModelFilesError."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        kept = {name: value for name, value in config.items() if name not in _INCIDENTAL}
+        config_digest = config_hash(config)
         tensors: dict[str, Any] = {}
         for path in weight_files(directory):
             hashes = hashed.get(path.name) or TensorHashes(path)
@@ -83,7 +94,7 @@ def manifest(directory: Path, hashed: Mapping[str, TensorHashes]) -> dict[str, A
             tensors |= hashes.tensors()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ModelFilesError(f"the model in {directory} cannot be read: {exc}") from exc
-    return {"config": hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest(), "tensors": tensors}
+    return {"config": config_digest, "tensors": tensors}
 
 
 def weight_files(directory: Path) -> list[Path]:

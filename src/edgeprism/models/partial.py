@@ -6,6 +6,7 @@ fills in what the pieces need, under the names that the checkpoint has. What is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from edgeprism.errors import ModelFilesError
-from edgeprism.models.load import architecture_of, directory_of, load_pretrained, no_progress_bar
+from edgeprism.models.load import architecture_of, directory_of, load_pretrained, named_architecture, no_progress_bar
 from edgeprism.models.manifest import weight_files
 from edgeprism.models.model import Model
 from edgeprism.models.registry import adapt
@@ -100,16 +101,9 @@ def load_partial(directory: Path, start: int, stop: int, *, dtype: torch.dtype |
     """The transformers model of a directory with values for the pieces [start, stop) only, in evaluation mode.
     ModelFilesError for what is missing or broken."""
     architecture = architecture_of(directory)
-    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-    dtype = dtype or config.dtype or torch.float32
-    with torch.device("meta"):
-        model = getattr(transformers, architecture)(config)
-    model = model.to(dtype).eval()
-    held = Held(start, stop, PIECES_A_BLOCK * config.num_hidden_layers)
-    mapping: list[Any] = get_model_conversion_mapping(model)
+    model, mapping, held, ties_words = _outline(directory, architecture, start, stop, dtype)
+    dtype = model.dtype
     names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-    has_words = architecture.endswith(("LMHeadModel", "ForCausalLM", "ForMaskedLM"))
-    ties_words = has_words and bool(getattr(config, "tie_word_embeddings", False))
     with ExitStack() as files, no_progress_bar():
         found: dict[str, Any] = {}
         try:
@@ -135,11 +129,34 @@ def load_partial(directory: Path, start: int, stop: int, *, dtype: torch.dtype |
         raise ModelFilesError(
             f"{directory} lacks {len(missing)} tensors of {architecture}: {', '.join(missing[:3])}, ..."
         )
-    if any(value.is_meta for value in model.parameters() if value is not None) and hasattr(model, "pooler"):
-        pooler = model.pooler
-        if pooler is not None and any(value.is_meta for value in pooler.parameters()):
-            model.pooler = None  # never saved, or not of these pieces
-    return model  # type: ignore[no-any-return]
+    pooler: Any = getattr(model, "pooler", None)
+    if pooler is not None and any(value.is_meta for value in pooler.parameters()):
+        model.pooler = None  # type: ignore[assignment]  # never saved, or not of these pieces
+    return model
+
+
+def needed_tensors(directory: Path, names: Iterable[str], start: int, stop: int) -> set[str]:
+    """Those of a checkpoint's tensors that the pieces [start, stop) need, from config.json alone. ModelFilesError."""
+    architecture = named_architecture(directory)
+    model, mapping, held, ties_words = _outline(directory, architecture, start, stop, None)
+    there = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    renamed = {name: _renamed(name, model, mapping) for name in names}
+    return {name for name, own in renamed.items() if own in there and held.needs(own, ties_words=ties_words)}
+
+
+def _outline(
+    directory: Path, architecture: str, start: int, stop: int, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, list[Any], Held, bool]:
+    """A model without values, how a checkpoint's names become its own, what is held of it, and whether its head has the
+    words of its embedding."""
+    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    with torch.device("meta"):
+        model = getattr(transformers, architecture)(config)
+    model = model.to(dtype or config.dtype or torch.float32).eval()
+    held = Held(start, stop, PIECES_A_BLOCK * config.num_hidden_layers)
+    has_words = architecture.endswith(("LMHeadModel", "ForCausalLM", "ForMaskedLM"))
+    ties_words = has_words and bool(getattr(config, "tie_word_embeddings", False))
+    return model, get_model_conversion_mapping(model), held, ties_words
 
 
 def adapt_partial(model: PreTrainedModel, device: torch.device, start: int, stop: int) -> Model:

@@ -28,6 +28,7 @@ from edgeprism.runtime.cluster_file import ClusterFile, own_keys
 from edgeprism.runtime.cluster_key import of_members
 from edgeprism.runtime.holders import load_within_memory
 from edgeprism.runtime.messages import Introduction, LoadOrder
+from edgeprism.runtime.piece_weights import PieceWeights
 from edgeprism.runtime.service import GlooService, Service
 from edgeprism.runtime.weights import WeightCache
 from edgeprism.runtime.worker import Fetch, Worker
@@ -121,6 +122,8 @@ def load_order(
 ) -> Model:
     """The model of an order: this device's own copy if it is the same, one that was sent before, or one sent now."""
     directory = find_model(order.model, order.fingerprint, roots) or cache.find(order.fingerprint)
+    if directory is None and order.pieces is not None:
+        directory = PieceWeights(cache, order.fingerprint, order.pieces, fetch.ask, fetch.next_chunk).directory()
     if directory is None:
         log.warning("has no such model as the coordinator's %s: asks for it", order.model)
         directory = cache.fetch(order.fingerprint, fetch.ask, fetch.next_chunk)

@@ -162,8 +162,7 @@ class Widths:
     is not.
 
     The link it is where this device has to wait for a credit while the next one has nothing to do. Then the next one
-    down is taken. After `CALM` micro-batches without that the next one up is tried, and later each time that this was
-    too much.
+    down is taken. After `CALM` micro-batches without that the next one up is tried, later each time.
     """
 
     WAITS = 0.05  # of the receiver's time
@@ -194,8 +193,6 @@ class Widths:
         if self._num_seen <= QUEUE_LENGTH + 1 or busy_s <= 0:
             return
         if idle_s > self.WAITS * busy_s and waited_s > self.WAITS * busy_s:
-            if self._num_calm == 0 and self._level and self._num_seen > self.CALM:
-                self._needed = min(2 * self._needed, 64 * self.CALM)
             self._level, self._num_calm = self._level + 1, 0
             self._num_seen = 0  # what is under way is as wide as before
         elif self._level:

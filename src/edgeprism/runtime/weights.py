@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from edgeprism.errors import FrameError, InputError, ModelFilesError
-from edgeprism.models.manifest import TensorHashes, fingerprint
+from edgeprism.models.manifest import TensorHashes, fingerprint, manifest
 from edgeprism.wire.frame import Buffer, Frame
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class WeightFiles:
     def __init__(self, directory: Path) -> None:
         names = sorted(path.name for path in directory.iterdir() if _FILE_NAME.fullmatch(path.name))
         self._directory = directory
+        self._manifest: bytes | None = None
         self._sizes = {name: (directory / name).stat().st_size for name in names}
 
     @property
@@ -61,7 +63,11 @@ class WeightFiles:
 
     def answer(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Buffer, ...]]:
         """What a FETCH frame asks for: the list of files, or a chunk of one; FrameError if there is none."""
-        name, offset = question.get("file"), question.get("offset")
+        name, offset, num_bytes = question.get("file"), question.get("offset"), question.get("num_bytes", CHUNK_BYTES)
+        if question.get("manifest"):
+            if self._manifest is None:
+                self._manifest = json.dumps(manifest(self._directory, {})).encode()
+            return {"manifest": True}, (Buffer("uint8", np.frombuffer(self._manifest, dtype=np.uint8)),)
         if name is None:
             return {"files": self._sizes}, ()
         if (
@@ -69,11 +75,13 @@ class WeightFiles:
             or name not in self._sizes
             or not isinstance(offset, int)
             or not 0 <= offset < self._sizes[name]
+            or not isinstance(num_bytes, int)
+            or num_bytes < 1
         ):
             raise FrameError(f"a worker asks for {name!r} at {offset!r}, which is not there")
         with (self._directory / name).open("rb") as file:
             file.seek(offset)
-            chunk = file.read(CHUNK_BYTES)
+            chunk = file.read(min(num_bytes, CHUNK_BYTES))
         return {"file": name, "offset": offset}, (Buffer("uint8", np.frombuffer(chunk, dtype=np.uint8)),)
 
 
@@ -118,8 +126,8 @@ class WeightCache:
         try:
             partial.mkdir(parents=True, exist_ok=True)
             ask({})
-            sizes = _sizes(next_chunk())
-            self._make_room(sum(sizes.values()), partial)
+            sizes = check_sizes(next_chunk())
+            self.make_room(sum(sizes.values()), partial)
             hashes = {name: TensorHashes(partial / name) for name in sizes if name.endswith(".safetensors")}
             _receive(partial, sizes, hashes, ask, next_chunk)
             if not _is(wanted, partial, hashes):
@@ -136,12 +144,18 @@ class WeightCache:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
 
+    def place_of_pieces(self, wanted: str, pieces: tuple[int, int]) -> Path:
+        """Where the pieces [start, stop) of the model with that fingerprint are kept."""
+        whole = self._place(wanted)
+        return whole.with_name(f"{whole.name}-{pieces[0]}-{pieces[1]}")
+
     def _place(self, wanted: str) -> Path:
         if not _FINGERPRINT.fullmatch(wanted):
             raise InputError("the coordinator ordered a model without a fingerprint")
         return self._root / wanted
 
-    def _make_room(self, num_bytes: int, partial: Path) -> None:
+    def make_room(self, num_bytes: int, partial: Path) -> None:
+        """Removes what was not used for longest, until so many bytes fit. ModelFilesError where they never will."""
         if num_bytes > self._max_bytes:
             raise ModelFilesError(
                 f"the model has {num_bytes / 1e9:.2f} GB, and the cache {self._root} may have "
@@ -185,7 +199,8 @@ def _is(wanted: str, directory: Path, hashes: Mapping[str, TensorHashes]) -> boo
         return False
 
 
-def _sizes(frame: Frame) -> dict[str, int]:
+def check_sizes(frame: Frame) -> dict[str, int]:
+    """The files that a CHUNK frame lists. FrameError where it does not do that properly."""
     files = frame.info.get("files")
     if not isinstance(files, dict) or not all(
         _FILE_NAME.fullmatch(name) and isinstance(size, int) and size >= 0 for name, size in files.items()
