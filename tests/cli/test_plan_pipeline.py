@@ -1,0 +1,77 @@
+"""`edgeprism plan --plan pipeline` with a performance map: the best stages, what they take, and what others would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import ViTConfig
+
+from edgeprism.cli.main import main
+from edgeprism.cli.plan_pipeline import as_document, as_text
+from edgeprism.planner.throughput import fastest
+from edgeprism.policy.network import Network
+from edgeprism.policy.pipeline import pipeline_of
+from edgeprism.policy.predict import predict
+from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.performance_map import PerformanceMap
+from edgeprism.specs.plan import Plan
+from tests.policy.maps import performance_map
+
+
+def planned(found: PerformanceMap, *, rate_mbit: float = 400.0, codec: str = "exact", **options: Any) -> dict[str, Any]:
+    """The best stages and what they take."""
+    network, spec = Network.measured(found.costs).at(rate_mbit * 1e6 / 8), CodecSpec.parse(codec)
+    pipeline = pipeline_of(
+        found.costs, found.model, network, num_tokens=197, micro_batch=1, element_bytes=4, codec=spec, **options
+    )
+    plan = Plan.pipeline(fastest(pipeline), pipeline.num_devices, spec)
+    return as_document(plan, pipeline, found.model, num_tokens=197, element_bytes=4)
+
+
+def test_two_equal_devices_have_a_half_each() -> None:
+    """Twice as many samples; one alone takes what one device takes and the transfer of its rows."""
+    found = performance_map()
+    document = planned(found)
+    alone_s = predict(
+        found.costs, found.model, Plan.local(), batch=1, num_tokens=197, element_bytes=4,
+        network=Network.measured(found.costs),
+    ).total_s  # fmt: skip
+    assert document["period_s"] == pytest.approx(alone_s / 2, rel=0.05)
+    rows_s = 197 * 768 * 4 / 50e6
+    assert document["request_s"] == pytest.approx(alone_s + rows_s, rel=0.05)
+    assert sum(row["pieces"][1] - row["pieces"][0] for row in document["stages"]) == 48
+    assert all(ratio >= document["period_s"] for ratio in document["baselines"].values())
+
+
+def test_a_slow_device_gets_little_and_a_slow_link_nothing() -> None:
+    """A quarter of the speed: about a fifth of the pieces. Over 1 Mbit/s one device does everything."""
+    found = performance_map((1.0, 0.25))
+    pieces = {row["device"]: row["pieces"][1] - row["pieces"][0] for row in planned(found)["stages"]}
+    assert 7 <= pieces[1] <= 12
+    assert [row["device"] for row in planned(found, rate_mbit=1.0)["stages"]] == [0]
+    assert len(planned(found, rate_mbit=20.0, codec="int4")["stages"]) == 2
+
+
+def test_memory_is_kept_to() -> None:
+    """Where device 0 may hold a third of the weights it does; the text says what each holds, and what is slowest."""
+    document = planned(performance_map(), memory_bytes={0: 130e6, 1: 1e9})
+    held = {row["device"]: row["memory_bytes"] for row in document["stages"]}
+    assert held[0] <= 130e6 < held[1]
+    text = "\n".join(as_text(document))
+    assert "The slowest: device 1 computes stage" in text and "PipeDream" in text
+
+
+def test_the_command_reads_the_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without one stages are cut where the work is even, and it says so; a number of memories that does not fit is
+    refused."""
+    ViTConfig(architectures=["ViTForImageClassification"], num_labels=10).save_pretrained(tmp_path)
+    assert main(["plan", str(tmp_path), "--plan", "pipeline", "--devices", "4"]) == 0
+    text = capsys.readouterr().out
+    assert "pipeline of 4 stages" in text and "`edgeprism profile` measures" in text
+    assert main(["plan", str(tmp_path), "--plan", "pipeline", "--devices", "3", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [row["pieces"] for row in document["stages"]] == [[0, 16], [16, 32], [32, 48]]
+    assert document["stages"][0]["weight_bytes"] == pytest.approx(4 * 86e6 / 3, rel=0.05)
