@@ -96,5 +96,5 @@ def test_codecs_that_cannot_be_used(engine: edgeprism.Engine) -> None:
     with pytest.raises(PlanError, match="9 means of a partition of 6 tokens"):
         engine.generate(**inputs)
     engine.use("replica")
-    with pytest.raises(PlanError, match="use local or sequence"):
+    with pytest.raises(PlanError, match="use local, sequence or pipeline"):
         engine.generate(**inputs)
