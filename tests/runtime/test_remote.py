@@ -241,15 +241,15 @@ def test_a_device_that_computes_something_else_is_left_out(bench: Bench) -> None
     each device runs is in the trace."""
     bench.start(1)
     damages = """
-import torch, edgeprism.runtime.remote as remote
-load = remote.load_pretrained
+import torch, edgeprism.models.partial as partial
+load = partial.load_pretrained
 def damaged(*args, **kwargs):
     model = load(*args, **kwargs)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
     return model
-remote.load_pretrained = damaged
+partial.load_pretrained = damaged
 import edgeprism.__main__ as m
 m.main()
 """

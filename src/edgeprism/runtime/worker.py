@@ -196,8 +196,10 @@ class Worker:
         )
 
     def _load_model(self, frame: Frame) -> None:
+        had_one = self._model is not None
         self._model, self._order_number, self._calibrations = None, None, {}
-        gc.collect()  # the old one is freed before the new one comes
+        if had_one:
+            gc.collect()  # the old one is freed before the new one comes
         self._model = self._load(LoadOrder.from_json(frame.info), Fetch(self._transport, frame, self._ends))
         self._staging = Staging(self._model.device)
         tables = tables_received(frame.info.get("calibrations", []), self._staging.from_wire(frame, Meter()))
