@@ -6,7 +6,7 @@ fills in what the pieces need, under the names that the checkpoint has. What is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +172,10 @@ def adapt_partial(model: PreTrainedModel, device: torch.device, start: int, stop
     is_last = stop == PIECES_A_BLOCK * model.config.num_hidden_layers
     if head is not None and not is_last:  # tied to the words, and of no use here
         head.weight = nn.Parameter(head.weight.detach().to("meta"), requires_grad=False)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if name in _LAYERS and isinstance(child, nn.ModuleList):
+                setattr(parent, name, _Releasing(child))
     adapted = adapt(model)
     if is_last and start and head is not None:  # the head has them, laid out its own way
         words: Any = model.get_input_embeddings()
@@ -187,6 +191,19 @@ def load_adapted(
     if pieces is None:
         return adapt(load_pretrained(source, dtype=dtype).to(device))  # type: ignore[arg-type]
     return adapt_partial(load_partial(directory_of(source), *pieces, dtype=dtype), device, *pieces)
+
+
+class _Releasing(nn.ModuleList):
+    """Layers that let go of their matrices once they were gone through: blocks hold them laid out their own way, and
+    two copies of all would be twice the memory."""
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        for layer in super().__iter__():
+            yield layer
+            for module in layer.modules():
+                for name, value in module._parameters.items():
+                    if value is not None and value.ndim > 1 and not value.is_meta:
+                        module._parameters[name] = nn.Parameter(value.detach().to("meta"), requires_grad=False)
 
 
 def _renamed(key: str, model: PreTrainedModel, mapping: list[Any]) -> str:
