@@ -154,7 +154,8 @@ def _workers() -> list[int]:
 
 
 class _Watch:
-    """The most private memory that a process has had, looked at 50 times a second."""
+    """The most private memory that a process has had, looked at 50 times a second. Pages of files that it maps are the
+    kernel's to take back, and do not count."""
 
     def __init__(self, pid: int) -> None:
         self._path, self._most, self._ends = Path(f"/proc/{pid}/smaps_rollup"), 0.0, threading.Event()
@@ -167,7 +168,7 @@ class _Watch:
                 text = self._path.read_text()
             except OSError:
                 return
-            self._most = max(self._most, 1024.0 * sum(map(int, re.findall(r"Private_(?:Clean|Dirty): *(\d+)", text))))
+            self._most = max(self._most, 1024.0 * sum(map(int, re.findall(r"Private_Dirty: *(\d+)", text))))
 
     def stop(self) -> float:
         self._ends.set()
