@@ -168,7 +168,7 @@ class _Watch:
                 text = self._path.read_text()
             except OSError:
                 return
-            self._most = max(self._most, 1024.0 * sum(map(int, re.findall(r"Private_Dirty: *(\d+)", text))))
+            self._most = max(self._most, 1024.0 * sum(map(int, re.findall(r"Anonymous: *(\d+)", text))))
 
     def stop(self) -> float:
         self._ends.set()
