@@ -602,7 +602,7 @@ def pipeline(document: dict[str, Any]) -> list[Row]:
         rows.append(
             Row(
                 what="the same at 10 Mbit/s, rows that follow the bandwidth: throughput / float32 rows",
-                reach="≥ 3 (bound about 4.2)",
+                reach="≥ 3",
                 measured=f"{slow['following over float32']:.1f} (logits off by "
                 f"{100 * slow['following']['largest difference of logits']:.0f} % of the largest, same answer "
                 f"{100 * slow['following']['same answer']:.0f} %)",
