@@ -75,3 +75,14 @@ def test_the_command_reads_the_map(tmp_path: Path, capsys: pytest.CaptureFixture
     document = json.loads(capsys.readouterr().out)
     assert [row["pieces"] for row in document["stages"]] == [[0, 16], [16, 32], [32, 48]]
     assert document["stages"][0]["weight_bytes"] == pytest.approx(4 * 86e6 / 3, rel=0.05)
+
+
+def test_a_range_of_widths_is_planned_by_its_widest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is run; one that grows wider is refused."""
+    ViTConfig(architectures=["ViTForImageClassification"], num_labels=10).save_pretrained(tmp_path)
+    words = ["plan", str(tmp_path), "--plan", "pipeline", "--devices", "2", "--json", "--codec"]
+    assert main([*words, "exact..int4"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert (plan["codec"], plan["narrowest"]) == ("exact", "int4")
+    assert main([*words, "int8..exact"]) == 2
+    assert "name the wider one first" in capsys.readouterr().err

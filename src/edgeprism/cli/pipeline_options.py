@@ -33,11 +33,15 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError("--stages and --shares are two ways to cut a model; give one of the two")
 
 
+def codecs_of(args: argparse.Namespace) -> tuple[CodecSpec, CodecSpec | None]:
+    """The widest and, of a range such as exact..int4, the narrowest that may travel."""
+    widest, _, narrowest = args.codec.partition("..")
+    return CodecSpec.parse(widest), CodecSpec.parse(narrowest) if narrowest else None
+
+
 def plan_of(args: argparse.Namespace, spec: ModelSpec, num_devices: int, num_tokens: int) -> Plan:
     """The stages that were asked for, or cut where the work is even. PlanError for what cannot be."""
-    widest, _, last = args.codec.partition("..")
-    codec, micro_batch = CodecSpec.parse(widest), args.micro_batch or 1
-    narrowest = CodecSpec.parse(last) if last else None
+    (codec, narrowest), micro_batch = codecs_of(args), args.micro_batch or 1
     if args.stages:
         plan = Plan.pipeline(
             parse_stages(args.stages), num_devices, codec, micro_batch=micro_batch, narrowest=narrowest

@@ -15,7 +15,6 @@ from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
 from edgeprism.policy.network import Network
 from edgeprism.policy.pipeline import pipeline_of
-from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.performance_map import PerformanceMap
 from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
@@ -41,7 +40,7 @@ def plan_pipeline(
     network = Network.measured(found.costs)
     if args.rate is not None:
         network = network.at(args.rate * 1e6 / 8)
-    codec = CodecSpec.parse(args.codec)
+    codec, narrowest = pipeline_options.codecs_of(args)
     pipeline = pipeline_of(
         found.costs, model, network, num_tokens=num_tokens, micro_batch=micro_batch,
         element_bytes=element_bytes_of(dtype), codec=codec, memory_bytes=_memory_bytes(args.memory_mb, found),
@@ -51,7 +50,8 @@ def plan_pipeline(
         pipeline.check(plan.stages)
         return plan, pipeline
     stages = quickest(pipeline) if args.objective == "latency" else fastest(pipeline)
-    return Plan.pipeline(stages, pipeline.num_devices, codec, micro_batch=micro_batch), pipeline
+    plan = Plan.pipeline(stages, pipeline.num_devices, codec, micro_batch=micro_batch, narrowest=narrowest)
+    return plan, pipeline
 
 
 def as_document(

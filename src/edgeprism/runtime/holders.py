@@ -37,7 +37,7 @@ class Holders:
         self._planned = self.stages
 
     def own(self) -> Model:
-        """What this device holds of the model. PlanError where its memory is too small for that."""
+        """What this device holds of the model. ModelFilesError where its memory is too small for that."""
         return load_within_memory(self._source, self._dtype, self._device, self.pieces_of(COORDINATOR))
 
     def orders(self, order_of: OrderOf) -> Mapping[int, LoadOrder]:

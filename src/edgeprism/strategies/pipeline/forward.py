@@ -66,13 +66,10 @@ def _turns(model: Model, positions: Tensor) -> bool:
 def run(model: Model, flow: Flow, start: int, stop: int, cache: StageCache | None = None) -> Flow:
     """The pieces [start, stop). With a ``cache`` the flow is a prompt, whose keys and values it keeps, or what comes
     after that."""
+    attention = _Attention(model, flow, cache)
     for piece in range(start, stop):
         block, part = divmod(piece, PIECES_A_BLOCK)
-        is_last = block == len(model.blocks) - 1
-        if part == 0:
-            flow = _attention(model, block, flow, is_last, cache)
-        else:
-            flow = _PARTS[part - 1](model, model.blocks[block], flow)
+        flow = attention(block, flow) if part == 0 else _PARTS[part - 1](model, model.blocks[block], flow)
     return flow
 
 
@@ -118,25 +115,40 @@ class StageCache:
         return Seen(seen.keys[:, :, :length], seen.values[:, :, :length], bias)
 
 
-def _attention(model: Model, index: int, flow: Flow, is_last: bool, cache: StageCache | None) -> Flow:
-    """In the last block only the rows that the head reads go on."""
-    reads, rows, block = flow.reads, flow.rows, model.blocks[index]
-    positions = torch.arange(flow.num_tokens)[None] if flow.positions is None else flow.positions
-    y = block.attention_input(rows)
-    keys, values = block.keys_values(y, positions)
-    if cache is not None and cache.holds(index):
-        keys, values, bias = cache.append(index, keys, values)
-    else:
-        bias = _bias(model, flow, is_causal=model.is_causal)
-        if cache is not None:
-            cache.keep(index, keys, values, _bias(model, flow, is_causal=False))
-    if is_last and reads.only_rows:
-        picked = reads.local_indices(0, flow.num_tokens)
-        rows, y, bias = pick_rows(rows, picked), pick_rows(y, picked), pick_bias(bias, picked)
-        batch = max(positions.shape[0], picked.shape[0])
-        positions = positions.expand(batch, -1).gather(1, picked.to(positions.device).expand(batch, -1))
-    context = attend(block.queries(y, positions), keys, values, bias, block.scale)
-    return replace(flow, rows=rows, side=merge_heads(context))
+class _Attention:
+    """The first piece of each block of a stage. Positions and biases are the same in all of them, and made once."""
+
+    def __init__(self, model: Model, flow: Flow, cache: StageCache | None) -> None:
+        self._model, self._cache = model, cache
+        self._positions = torch.arange(flow.num_tokens)[None] if flow.positions is None else flow.positions
+        self._biases: tuple[Tensor | None, Tensor | None] | None = None
+
+    def __call__(self, index: int, flow: Flow) -> Flow:
+        """In the last block only the rows that the head reads go on."""
+        model, cache, positions = self._model, self._cache, self._positions
+        reads, rows, block = flow.reads, flow.rows, model.blocks[index]
+        y = block.attention_input(rows)
+        keys, values = block.keys_values(y, positions)
+        if cache is not None and cache.holds(index):
+            keys, values, bias = cache.append(index, keys, values)
+        else:
+            bias, next_bias = self._bias(flow)
+            if cache is not None:
+                cache.keep(index, keys, values, next_bias)
+        if index == len(model.blocks) - 1 and reads.only_rows:
+            picked = reads.local_indices(0, flow.num_tokens)
+            rows, y, bias = pick_rows(rows, picked), pick_rows(y, picked), pick_bias(bias, picked)
+            batch = max(positions.shape[0], picked.shape[0])
+            positions = positions.expand(batch, -1).gather(1, picked.to(positions.device).expand(batch, -1))
+        context = attend(block.queries(y, positions), keys, values, bias, block.scale)
+        return replace(flow, rows=rows, side=merge_heads(context))
+
+    def _bias(self, flow: Flow) -> tuple[Tensor | None, Tensor | None]:
+        """Of these tokens, and, where they are cached, of one that comes after them."""
+        if self._biases is None:
+            own = _bias(self._model, flow, is_causal=self._model.is_causal)
+            self._biases = own, None if self._cache is None else _bias(self._model, flow, is_causal=False)
+        return self._biases
 
 
 def _bias(model: Model, flow: Flow, *, is_causal: bool) -> Tensor | None:
