@@ -8,7 +8,7 @@ weights: times and bytes do not depend on their values. Cases that share a clust
     bandwidth   20 to 1000 Mbit/s                       slow        1 to 10 Mbit/s
     sudden      the rate falls in mid-request           trace       it changes every few seconds
     grid        BERT-Base: batch x rate x length x accuracy budget
-    unequal     one core against a quarter              delay       2 ms on every link
+    unequal     one core against a quarter, 200 Mbit/s  delay       2 ms on every link
     bfloat16    in bfloat16                             staging     with emulated copies to an accelerator
     three, four devices, each of 0.4 of a core
 
@@ -25,6 +25,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from typing import Any
 from benchmarks.adapting.cluster import Emulated, run, run_on_boards
 from benchmarks.adapting.losses import PUBLISHED_LOSS, measured_loss
 from benchmarks.report import RESULTS, arguments, commit, record
+from edgeprism.errors import LabError
 from edgeprism.specs.staging import PUBLISHED as PUBLISHED_STAGING
 
 MEANS = ["means:3.3", "means:4.95", "means:9.9"]
@@ -42,6 +44,8 @@ WAYS = [*FIXED, "auto", "auto, exact plans", "table"]
 FEWER = ["local", "gloo exact", "sequence exact", "sequence means:9.9", "sequence int8", "replica"]
 FEWER += ["auto", "auto, exact plans"]
 WITHOUT_GLOO = [way for way in FEWER if way != "gloo exact"]
+LAB_STARTS = 5
+"""How often a lab that fails its own check, as on a busy machine, is started anew."""
 BUDGET = 2.5
 """Points: the published `means:9.9` is within it."""
 RATES = (400, 20, 800, 50, 5, 200, 800, 10, 100, 400, 20, 600)
@@ -215,10 +219,12 @@ CASES: dict[str, Case] = {
         profile={"max_batch": 8, "codecs": GRID_CODECS, "budgets": BUDGETS},
     ),
     "unequal": _compare(
-        Emulated(speeds=(1.0, 0.25)), ["local", "replica", "sequence exact", "auto", "auto, exact plans"], [1, 8]
+        Emulated(speeds=(1.0, 0.25), rate_mbit=200.0),
+        ["local", "replica", "sequence exact", "auto", "auto, exact plans"],
+        [1, 8],
     ),
     "delay": _compare(Emulated(delay_ms=2.0), FEWER, [1, 8]),
-    "bfloat16": _compare(Emulated(dtype="bfloat16"), FEWER, [1, 8, 32]),
+    "bfloat16": _compare(Emulated(dtype="bfloat16"), FEWER, [1, 8]),
     "staging": _compare(Emulated(staging=PUBLISHED_STAGING), FEWER, [1, 8]),
     "three": _compare(Emulated(speeds=(0.4,) * 3), WITHOUT_GLOO, [1, 8]),
     "four": _compare(Emulated(speeds=(0.4,) * 4), WITHOUT_GLOO, [1, 8]),
@@ -243,15 +249,33 @@ def main() -> int:
             record("adaptive", document, {}, smoke=True)
             return 0
         names = [name for name in CASES if name in (args.case or CASES)]  # the first of a cluster keeps its profile
+        missing: list[str] = []
         for emulated in dict.fromkeys(CASES[name].emulated for name in names):
             wanted = {name: CASES[name] for name in names if CASES[name].emulated == emulated}
             print(f"adaptive: {', '.join(wanted)}", file=sys.stderr)
-            cases = {**_so_far(), **measure(wanted, Path(folder))}
+            found = _measured(wanted, Path(folder))
+            if found is None:
+                missing += wanted
+                continue
+            cases = {**_so_far(), **found}
             record("adaptive", cases, {"models": "ViT-B/16 and BERT-Base, random weights", "steps": STEPS})
             write_csv(cases, RESULTS / "adaptive.csv")
             for name in wanted:
                 print(json.dumps({name: cases[name]["summary"]}, indent=1))
-    return 0
+    if missing:
+        print(f"adaptive: the lab would not start for {', '.join(missing)}; name each by --case", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def _measured(cases: dict[str, Case], folder: Path) -> dict[str, Any] | None:
+    """None where the lab's own check refused it each time."""
+    for attempt in range(1, LAB_STARTS + 1):
+        try:
+            return measure(cases, folder)
+        except LabError as exc:
+            print(f"adaptive: start {attempt} of {LAB_STARTS}: {exc}", file=sys.stderr)
+            time.sleep(5.0)
+    return None
 
 
 def on_boards(cluster: Path, *, is_small: bool) -> int:

@@ -2,21 +2,22 @@
 
 A message of n bytes that one device sends to the next must arrive after
 
-    its delay + what the machine itself takes + (its frames on the wire - one full bucket) / rate
+    its delay + (its frames on the wire - one full bucket) / rate, and at most what the machine itself takes more
 
-within 10 % of n / rate + delay, or within 0.1 ms, which is how much a message of a few bytes scatters. What the machine
-itself takes is measured first, by such messages, and reported. The full bucket is the one place where a token bucket is
-no cable: after a pause, so many bytes pass at once (``buckets.burst_bytes``), or nearly so: up to a cable's time is
-right as well. The relay has none. A device's speed is
-the processor time over the time that blocks of 5 and 25 ms of computing take (25 and 100 where devices have parts of
-one core), and must be within 3 %. What is off is
-measured twice more, and the median counts.
+within 10 % of n / rate + delay, or within 0.1 ms, which is how much a message of a few bytes scatters (more on a device
+of less than a core, which takes longer to receive it). What the machine itself takes is measured first, by such
+messages, and reported: the least of three. The full bucket is the one place where a token bucket is no cable: after a
+pause, so many bytes pass at once (``buckets.burst_bytes``), or nearly so: up to a cable's time is right as well. The
+relay has none. A transfer that is off is measured six times more, and the lower quartile counts: a busy machine makes
+some of them late, and none early.
+
+A device's speed is the processor time over the time that blocks of 5 and 25 ms of computing take (25 and 100 where
+devices have parts of one core), and must be within 3 %, in the median of three where the first is off.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -42,11 +43,12 @@ BLOCKS_MS, NUM_BLOCKS = (5.0, 25.0), 16
 QUOTA_BLOCKS_MS = (25.0, 100.0)  # where devices share a core: five periods of a quota, and twenty
 SPEED_WITHIN = 0.03
 REPEATS = 3
+NUM_TRANSFERS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer:
-    """Seconds of messages of one size over one link, medians; ``own_s``: what the machine itself takes."""
+    """Seconds of messages of one size over one link; ``own_s``: what the machine itself takes."""
 
     sender: str
     receiver: str
@@ -197,7 +199,7 @@ class _Ring:
         """Of a message of a few bytes: what it takes besides the delay is the machine's own."""
         count = len(self._probes)
         delay_s = self._state.devices[index].delay_ms / 1e3
-        took_s = statistics.median(self._send(index, SMALLEST_BYTES) for _ in range(REPEATS))
+        took_s = min(self._send(index, SMALLEST_BYTES) for _ in range(REPEATS))
         return Transfer(
             sender=self._state.devices[index].name,
             receiver=self._state.devices[(index + 1) % count].name,
@@ -206,7 +208,7 @@ class _Ring:
             expected_s=delay_s,
             at_most_s=delay_s,
             own_s=took_s - delay_s,
-            allowed_s=MAX_OWN_S + WITHIN * delay_s,
+            allowed_s=MAX_OWN_S / self._speed(index + 1) + WITHIN * delay_s,
         )
 
     def _measure(self, index: int, num_bytes: int, own_s: float) -> Transfer:
@@ -226,14 +228,18 @@ class _Ring:
                 sender=device.name,
                 receiver=receiver.name,
                 num_bytes=num_bytes,
-                took_s=statistics.median(took_s),
-                expected_s=delay_s + own_s + rate_s,
+                took_s=sorted(took_s)[len(took_s) // 4],
+                expected_s=delay_s + rate_s,
                 at_most_s=delay_s + own_s + cable_s,
                 own_s=own_s,
-                allowed_s=max(WITHIN * (ideal_s + delay_s), SCATTER_S),
+                allowed_s=max(WITHIN * (ideal_s + delay_s), SCATTER_S / self._speed(index + 1)),
             )
-            if not rates or len(took_s) == REPEATS or (len(took_s) == 1 and not transfer.is_off):
+            if not rates or len(took_s) == NUM_TRANSFERS or (len(took_s) == 1 and not transfer.is_off):
                 return transfer
+
+    def _speed(self, index: int) -> float:
+        """Of who receives."""
+        return min(1.0, self._state.devices[index % len(self._probes)].speed)
 
     def _send(self, index: int, num_bytes: int) -> float:
         used_s = max(self._used_s) if self._state.is_shared else self._used_s[index]
