@@ -10,7 +10,7 @@ weights: times and bytes do not depend on their values. Cases that share a clust
     grid        BERT-Base: batch x rate x length x accuracy budget
     unequal     one core against a quarter, 200 Mbit/s  delay       2 ms on every link
     bfloat16    in bfloat16                             staging     with emulated copies to an accelerator
-    three, four devices, each of 0.4 of a core
+    three, four devices, each of 0.3 or 0.2 of a core
 
 The baseline is full-tensor exchange over gloo, without overlap. Needs root; `--cluster FILE` runs `table` on boards
 instead, without gloo, and writes adaptive_boards.json. `--case` does one; what others gave stays in the file.
@@ -226,8 +226,8 @@ CASES: dict[str, Case] = {
     "delay": _compare(Emulated(delay_ms=2.0), FEWER, [1, 8]),
     "bfloat16": _compare(Emulated(dtype="bfloat16"), FEWER, [1, 8]),
     "staging": _compare(Emulated(staging=PUBLISHED_STAGING), FEWER, [1, 8]),
-    "three": _compare(Emulated(speeds=(0.4,) * 3), WITHOUT_GLOO, [1, 8]),
-    "four": _compare(Emulated(speeds=(0.4,) * 4), WITHOUT_GLOO, [1, 8]),
+    "three": _compare(Emulated(speeds=(0.3,) * 3), WITHOUT_GLOO, [1, 8]),
+    "four": _compare(Emulated(speeds=(0.2,) * 4), WITHOUT_GLOO, [1, 8]),
 }  # fmt: skip
 
 

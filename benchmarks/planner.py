@@ -29,7 +29,6 @@ from edgeprism.specs.plan import Stage
 
 Stages = tuple[Stage, ...]
 REPEATS = 5
-BASELINES = {"even": baselines.even, "proportional": baselines.proportional, "PipeDream": baselines.pipedream}
 
 
 def main() -> int:
@@ -88,7 +87,8 @@ def large_figures(memory: str, *, repeats: int) -> dict[str, Any]:
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
         "before_mb": round(base_mb),
         "period of the published partitions over the best": {
-            name: round(pipeline.period_s(make(pipeline, devices)) / best_s, 2) for name, make in BASELINES.items()
+            name: round(pipeline.period_s(make(pipeline, devices)) / best_s, 2)
+            for name, make in baselines.BASELINES.items()
         },
     }
 

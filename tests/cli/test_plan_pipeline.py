@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from transformers import ViTConfig
 
 from edgeprism.cli.main import main
 from edgeprism.cli.plan_pipeline import as_document, as_text
+from edgeprism.planner.micro_batch import best_pipeline, sizes_up_to
+from edgeprism.planner.pipeline import Pipeline
+from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
 from edgeprism.policy.network import Network
 from edgeprism.policy.pipeline import pipeline_of
@@ -53,6 +57,35 @@ def test_a_slow_device_gets_little_and_a_slow_link_nothing() -> None:
     assert 7 <= pieces[1] <= 12
     assert [row["device"] for row in planned(found, rate_mbit=1.0)["stages"]] == [0]
     assert len(planned(found, rate_mbit=20.0, codec="int4")["stages"]) == 2
+
+
+def test_the_best_micro_batch_is_found() -> None:
+    """Larger ones compute faster, since weights are read once for each; a single request of eight is answered soonest
+    in parts, so that devices work at the same time."""
+    found, network = performance_map(), Network.measured(performance_map().costs)
+
+    def make(size: int) -> Pipeline:
+        return pipeline_of(found.costs, found.model, network, num_tokens=197, micro_batch=size, element_bytes=4)
+
+    best = best_pipeline(make, sizes_up_to(8), 8, "throughput")
+    each = {size: make(size).period_s(fastest(make(size))) / size for size in (1, 2, 4, 8)}
+    assert best.micro_batch == min(each, key=lambda size: each[size])
+    soonest = best_pipeline(make, sizes_up_to(8), 8, "latency")
+    whole = make(8)
+    took_s = soonest.pipeline.request_s(soonest.stages)
+    took_s += (8 // soonest.micro_batch - 1) * soonest.pipeline.period_s(soonest.stages)
+    assert soonest.micro_batch < 8 and took_s < 0.75 * whole.request_s(quickest(whole))
+    assert sizes_up_to(1) == (1,) and sizes_up_to(12) == (1, 2, 3, 6, 12)
+
+
+def test_devices_on_one_medium_share_it() -> None:
+    """Where the profile found two directions at once much slower than one: transfers add up, and the text says so."""
+    found = performance_map((1.0,) * 4)
+    links = tuple(replace(link, both_factor=0.5) for link in found.costs.links)
+    shared = replace(found, costs=replace(found.costs, links=links))
+    alone, together = planned(found, rate_mbit=50.0), planned(shared, rate_mbit=50.0)
+    assert together["period_s"] > alone["period_s"] and len(together["stages"]) < len(alone["stages"])
+    assert "over one medium" in "\n".join(as_text(together)) and "medium" not in "\n".join(as_text(alone))
 
 
 def test_memory_is_kept_to() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 import time
+from dataclasses import replace
 
 import pytest
 
 from benchmarks.planner import every_partition, large, least, some
 from edgeprism.errors import InputError, PlanError
 from edgeprism.planner import baselines
+from edgeprism.planner.one_medium import fastest_on_one_medium, lower_bound_s
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
@@ -33,6 +36,73 @@ def test_nothing_is_better(first: int) -> None:
             pipeline.check(stages)
             assert measure(stages) == pytest.approx(best_s, rel=1e-9), seed
     assert num_feasible > 50
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_nothing_is_better_on_one_medium(first: int) -> None:
+    """Where all transfers add up; and what is taken for a bound where devices are many is one."""
+    num_feasible = 0
+    for seed in range(first, first + 50):
+        pipeline = replace(some(seed), has_one_medium=True)
+        best_s = least(pipeline, pipeline.period_s)
+        if best_s == math.inf:
+            with pytest.raises(PlanError, match=r"lack|no partition fits"):
+                fastest(pipeline)
+            continue
+        num_feasible += 1
+        stages = fastest(pipeline)
+        pipeline.check(stages)
+        assert pipeline.period_s(stages) == pytest.approx(best_s, rel=1e-9), seed
+        assert lower_bound_s(pipeline) <= best_s * (1 + 1e-9), seed
+    assert num_feasible > 20
+
+
+def test_a_bound_that_is_reached() -> None:
+    """Transfers that take longer than computing: one device alone is the best there is, and the bound says so."""
+    alike = Pipeline(
+        piece_s=((1.0,) * 10,) * 3,
+        cut_bytes=(6,) * 11,
+        weight_bytes=(1,) * 10,
+        work_bytes=(0,) * 10,
+        memory_bytes=(math.inf,) * 3,
+        latency_s=((0.0,) * 3,) * 3,
+        bytes_per_s=((1.0,) * 3,) * 3,
+        has_one_medium=True,
+    )
+    assert alike.period_s(fastest(alike)) == 10
+    assert lower_bound_s(alike) == pytest.approx(10)
+    faster = replace(alike, cut_bytes=(1,) * 11)
+    assert lower_bound_s(faster) == pytest.approx(4)  # three devices, four pieces and three transfers
+    assert faster.period_s(fastest(faster)) == pytest.approx(4)
+
+
+def test_a_device_without_pieces_does_not_end_a_pipeline() -> None:
+    """Whatever sums of seconds round to: who computes last sends home itself."""
+    rng = random.Random(7)
+    for _ in range(100):
+        slow, arrives_s = rng.uniform(3.0, 9.0), rng.uniform(0.1, 1.0)
+        pipeline = Pipeline(
+            piece_s=((slow / 8,) * 8, (0.01,) * 8),
+            cut_bytes=(1, *(1000,) * 7, 1),
+            weight_bytes=(1,) * 8,
+            work_bytes=(0,) * 8,
+            memory_bytes=(math.inf,) * 2,
+            latency_s=((0.0, arrives_s),) * 2,
+            bytes_per_s=((1000.0, 1000.0),) * 2,
+        )
+        assert quickest(pipeline) == (Stage(device=1, start=0, stop=8),)
+
+
+def test_twelve_devices_on_one_medium() -> None:
+    """More than can be gone through: within a bound that is said, and better than as if each had a link of its own."""
+    pipeline = replace(large(12, 24), has_one_medium=True, memory_bytes=(math.inf,) * 12)
+    found = fastest_on_one_medium(pipeline)
+    pipeline.check(found.stages)
+    period_s = pipeline.period_s(found.stages)
+    assert lower_bound_s(pipeline) <= period_s * (1 + 1e-9) and period_s <= 2 * found.lower_bound_s
+    assert period_s <= pipeline.period_s(fastest(replace(pipeline, has_one_medium=False)))
+    tight = replace(large(12, 24), has_one_medium=True)
+    tight.check(fastest(tight))
 
 
 def test_sixteen_devices_that_differ() -> None:

@@ -90,7 +90,7 @@ def test_one_medium_adds_up() -> None:
         bytes_per_s=((1.0,) * 3,) * 3,
     )
     assert simulate(pipeline, stages, 40).period_s == pytest.approx(2.0)
-    assert simulate(pipeline, stages, 40, has_one_medium=True).period_s == pytest.approx(6.0, rel=0.02)
+    assert simulate(replace(pipeline, has_one_medium=True), stages, 40).period_s == pytest.approx(6.0, rel=0.02)
 
 
 def test_rates_change_in_the_middle_of_a_transfer() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -174,15 +175,17 @@ def test_a_pipeline_plan_survives_json() -> None:
 
 
 @given(
-    st.lists(st.integers(1, 50), min_size=3, max_size=24),
+    st.lists(st.integers(1, 50), min_size=3, max_size=9),
     st.lists(st.floats(0.1, 4.0), min_size=1, max_size=3),
 )
-def test_cuts_are_near_the_shares(macs: list[int], shares: list[float]) -> None:
-    """Every device has a piece, and its work is off by at most the two pieces at its cuts, or what others need."""
+def test_no_cut_is_better(macs: list[int], shares: list[float]) -> None:
+    """Every device has a piece, and the one that takes longest for its share takes as short as with any other cuts."""
     stages = even(macs, list(range(len(shares))), shares)
     assert [stage.start for stage in stages] == [0, *(stage.stop for stage in stages[:-1])]
     assert stages[-1].stop == len(macs) and all(stage.stop > stage.start for stage in stages)
-    if len(macs) > 8 * len(shares) and max(macs) < math.fsum(macs) * min(shares) / math.fsum(shares) / 4:
-        for stage, share in zip(stages, shares, strict=True):
-            wanted = share / math.fsum(shares) * math.fsum(macs)
-            assert abs(math.fsum(macs[stage.start : stage.stop]) - wanted) <= 2 * max(macs)
+
+    def longest(bounds: Sequence[int]) -> float:
+        return max(sum(macs[a:b]) / share for a, b, share in zip(bounds, bounds[1:], shares, strict=False))
+
+    least = min(longest((0, *cuts, len(macs))) for cuts in itertools.combinations(range(1, len(macs)), len(shares) - 1))
+    assert longest([0, *(stage.stop for stage in stages)]) <= least * (1 + 1e-9)

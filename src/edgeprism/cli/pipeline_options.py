@@ -18,8 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of plan pipeline: device and pieces of each stage, 4 pieces a block (default: even by work, or --shares)",
     )  # fmt: skip
     parser.add_argument(
-        "--micro-batch", type=int, metavar="N", help="of plan pipeline: samples that go in together (default: 1)"
-    )
+        "--micro-batch", type=int, metavar="N",
+        help="of plan pipeline: samples that go in together (default: 1; `plan` with a map finds the best)",
+    )  # fmt: skip
 
 
 def check_options(args: argparse.Namespace) -> None:

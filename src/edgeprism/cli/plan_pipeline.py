@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeprism.cli import pipeline_options
 from edgeprism.cli.text import bytes_text, table
 from edgeprism.errors import InputError, PlanError
-from edgeprism.planner.baselines import even, pipedream, proportional
+from edgeprism.planner.baselines import BASELINES
+from edgeprism.planner.micro_batch import best_pipeline, sizes_up_to
+from edgeprism.planner.one_medium import EXACT_UP_TO, fastest_on_one_medium
 from edgeprism.planner.pipeline import NOTHING, Pipeline
-from edgeprism.planner.quickest import quickest
-from edgeprism.planner.throughput import fastest
 from edgeprism.policy.network import Network
 from edgeprism.policy.pipeline import pipeline_of
 from edgeprism.specs.model import ModelSpec, element_bytes_of
@@ -20,15 +21,12 @@ from edgeprism.specs.performance_map import PerformanceMap
 from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
 from edgeprism.strategies.pipeline.partition import cut_bytes, piece_macs, piece_values
 
-BASELINES = {"even": even, "in proportion to speed": proportional, "PipeDream": pipedream}
-
 
 def plan_pipeline(
     args: argparse.Namespace, model: ModelSpec, dtype: str, num_tokens: int, found: PerformanceMap | None
 ) -> tuple[Plan, Pipeline | None]:
     """The stages that were asked for, or the best ones by the performance map (``--objective``: throughput by default),
     or cut where the work is even where there is none. PlanError for what cannot be."""
-    micro_batch = args.micro_batch or 1
     if found is None:
         num_devices = args.devices or (args.shares.count(",") + 1 if args.shares else 0)
         num_devices = num_devices or (args.stages.count(",") + 1 if args.stages else 0)
@@ -40,18 +38,28 @@ def plan_pipeline(
     network = Network.measured(found.costs)
     if args.rate is not None:
         network = network.at(args.rate * 1e6 / 8)
+    if args.objective == "energy":
+        raise InputError("stages are planned for throughput or latency; --objective energy is for the other strategies")
     codec, narrowest = pipeline_options.codecs_of(args)
-    pipeline = pipeline_of(
-        found.costs, model, network, num_tokens=num_tokens, micro_batch=micro_batch,
-        element_bytes=element_bytes_of(dtype), codec=codec, memory_bytes=_memory_bytes(args.memory_mb, found),
-    )  # fmt: skip
+    memory_bytes = _memory_bytes(args.memory_mb, found)
+
+    def make(micro_batch: int) -> Pipeline:
+        return pipeline_of(
+            found.costs, model, network, num_tokens=num_tokens, micro_batch=micro_batch,
+            element_bytes=element_bytes_of(dtype), codec=codec, memory_bytes=memory_bytes,
+        )  # fmt: skip
+
     if args.stages or args.shares:
+        pipeline = make(args.micro_batch or 1)
         plan = pipeline_options.plan_of(args, model, pipeline.num_devices, num_tokens)
         pipeline.check(plan.stages)
         return plan, pipeline
-    stages = quickest(pipeline) if args.objective == "latency" else fastest(pipeline)
-    plan = Plan.pipeline(stages, pipeline.num_devices, codec, micro_batch=micro_batch, narrowest=narrowest)
-    return plan, pipeline
+    sizes = [args.micro_batch] if args.micro_batch else sizes_up_to(args.batch)
+    best = best_pipeline(make, sizes, args.batch, args.objective or "throughput")
+    plan = Plan.pipeline(
+        best.stages, best.pipeline.num_devices, codec, micro_batch=best.micro_batch, narrowest=narrowest
+    )  # fmt: skip
+    return plan, best.pipeline
 
 
 def as_document(
@@ -84,11 +92,15 @@ def as_document(
             "period_s": pipeline.period_s(plan.stages),
             "request_s": pipeline.request_s(plan.stages),
             "samples_per_s": plan.micro_batch / pipeline.period_s(plan.stages),
+            "has_one_medium": pipeline.has_one_medium,
             "bottleneck": _bottleneck(pipeline, plan.stages),
             "baselines": {
                 name: _period_s(pipeline, make(pipeline, _known(pipeline))) for name, make in BASELINES.items()
             },
         }
+        if pipeline.has_one_medium and len(_known(pipeline)) > EXACT_UP_TO:
+            least_s = fastest_on_one_medium(pipeline).lower_bound_s
+            document["at_most_faster"] = pipeline.period_s(plan.stages) / least_s - 1
     return document
 
 
@@ -116,7 +128,13 @@ def as_text(document: Mapping[str, Any]) -> list[str]:
         f"{name} {value / period_s:.2f}" if value is not None else f"{name} does not fit"
         for name, value in document["baselines"].items()
     ]
-    return [*lines, f"Other partitions, times that: {', '.join(compared)}."]
+    lines.append(f"Other partitions, times that: {', '.join(compared)}.")
+    if document["has_one_medium"]:
+        lines.append("All devices send over one medium, as the profile found: their transfers add up.")
+    if "at_most_faster" in document:
+        percent = 100 * document["at_most_faster"]
+        lines.append(f"For so many devices that is not exact: no partition is more than {percent:.0f} % faster.")
+    return lines
 
 
 def _blocks(start: int, stop: int) -> str:
@@ -142,6 +160,8 @@ def _period_s(pipeline: Pipeline, stages: Sequence[Stage]) -> float | None:
 
 def _bottleneck(pipeline: Pipeline, stages: Sequence[Stage]) -> str:
     """What takes the longest."""
+    if pipeline.has_one_medium and math.fsum(pipeline.transfers(stages)) >= pipeline.period_s(stages):
+        return "all transfers together, on one medium"
     computes = [
         (pipeline.compute_s(stage), f"device {stage.device} computes stage {i}") for i, stage in enumerate(stages)
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeprism.cli.text import bytes_text, table
 from edgeprism.errors import InputError
-from edgeprism.planner.baselines import even, pipedream, proportional
+from edgeprism.planner.baselines import BASELINES
 from edgeprism.planner.pipeline import NOTHING, Pipeline
 from edgeprism.simulate.leaving import Interrupted, Leaves, simulate_leaving
 from edgeprism.simulate.pipeline import RateChange, simulate
@@ -19,7 +19,7 @@ from edgeprism.simulate.published import PREFIX, published
 from edgeprism.simulate.system import System
 from edgeprism.specs.plan import Stage, parse_stages
 
-BASELINES = {"even": even, "proportional": proportional, "pipedream": pipedream}
+_PARTITIONS = {name.lower(): make for name, make in BASELINES.items()}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--partition", default="fastest", metavar="P",
-        help=f"fastest (default), quickest (for one request), {', '.join(BASELINES)}, or stages such as 0:0-24,1:24-48",
+        help=f"fastest (default), quickest (for one request), {', '.join(_PARTITIONS)}, or 0:0-24,1:24-48",
     )  # fmt: skip
     parser.add_argument("--micro-batches", type=int, default=64, metavar="N", help="that wait at home (default: 64)")
     parser.add_argument("--one-medium", action="store_true", help="all devices send over one medium, as on WiFi")
@@ -61,18 +61,19 @@ def execute(args: argparse.Namespace) -> int:
         raise InputError(f"--gantt draws .png or .svg, not {args.gantt.name}")
     system = published(args.system) if args.system.startswith(PREFIX) else System.read(Path(args.system))
     pipeline = _pipeline(system, args.rate)
+    if args.one_medium:
+        pipeline = replace(pipeline, has_one_medium=True)
     stages = _stages(args.partition, pipeline)
-    has_one_medium = args.one_medium or system.has_one_medium
     changes = [_change(text) for text in args.change]
     if args.leave:
         leaves = _leaves(args.leave)
         again = "fastest" if ":" in args.partition else args.partition  # stages that were named are for all devices
         found = simulate_leaving(
             pipeline, stages, args.micro_batches, leaves, lambda rest: _stages(again, rest),
-            has_one_medium=has_one_medium, changes=changes,
+            changes=changes,
         )  # fmt: skip
     else:
-        run = simulate(pipeline, stages, args.micro_batches, has_one_medium=has_one_medium, changes=changes)
+        run = simulate(pipeline, stages, args.micro_batches, changes=changes)
         found = Interrupted(before=run, after=None, stages_after=tuple(stages), num_again=0)
     if args.gantt is not None:
         from edgeprism.simulate.gantt import draw
@@ -102,12 +103,12 @@ def _stages(partition: str, pipeline: Pipeline) -> tuple[Stage, ...]:
 
         return (fastest if partition == "fastest" else quickest)(pipeline)
     there = [device for device in range(pipeline.num_devices) if pipeline.memory_bytes[device] != NOTHING]
-    if partition in BASELINES:
-        stages = BASELINES[partition](pipeline, there)
+    if partition in _PARTITIONS:
+        stages = _PARTITIONS[partition](pipeline, there)
     elif ":" in partition:
         stages = parse_stages(partition)
     else:
-        raise InputError(f"unknown partition {partition!r}; use fastest, quickest, {', '.join(BASELINES)}, or stages")
+        raise InputError(f"unknown partition {partition!r}; use fastest, quickest, {', '.join(_PARTITIONS)}, or stages")
     pipeline.check(stages)
     return stages
 

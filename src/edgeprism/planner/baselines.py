@@ -64,3 +64,6 @@ def _shared(pipeline: Pipeline, devices: Sequence[int], shares: Sequence[float])
             stages.append(Stage(device=device, start=at, stop=at + count))
         at += count
     return tuple(stages)
+
+
+BASELINES = {"even": even, "proportional": proportional, "PipeDream": pipedream}

@@ -1,7 +1,8 @@
 """A pipeline to plan: a model cut into pieces, the devices and links it may run on, and what a partition of it takes.
 
 All seconds and bytes are of one micro-batch. Computing, sending and receiving overlap, so a full pipeline finishes a
-micro-batch in the time of its slowest stage or transfer; one request alone takes the sum of all.
+micro-batch in the time of its slowest stage or transfer (of all transfers together, where they share a medium); one
+request alone takes the sum of all.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Pipeline:
     bytes_per_s: Matrix
     queue_length: int = 2
     """Micro-batches that a stage keeps of what comes, and of what goes."""
+    has_one_medium: bool = False
+    """Whether all devices send over one medium, one at a time, as on WiFi."""
     home: int = 0
     """The device that has the inputs and wants the outputs; it may have a stage, and need not."""
 
@@ -97,11 +100,21 @@ class Pipeline:
 
     def period_s(self, stages: Sequence[Stage]) -> float:
         """Between two micro-batches that are done, in a full pipeline."""
-        return max(*map(self.compute_s, stages), *self.transfers(stages))
+        transfers = self.transfers(stages)
+        return max(*map(self.compute_s, stages), *([math.fsum(transfers)] if self.has_one_medium else transfers))
 
     def request_s(self, stages: Sequence[Stage]) -> float:
         """Of one micro-batch alone, from its inputs at home to its outputs there."""
         return math.fsum([*map(self.compute_s, stages), *self.transfers(stages)])
+
+    def runnable(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Without stages that hold nothing at the ends: who computes last has the head, and sends it home itself."""
+        first, last = 0, len(stages)
+        while last > first + 1 and stages[last - 1].start == stages[last - 1].stop:
+            last -= 1
+        while first < last - 1 and stages[first].start == stages[first].stop and stages[first].device == self.home:
+            first += 1
+        return tuple(stages[first:last])
 
     def check(self, stages: Sequence[Stage]) -> None:
         """PlanError unless these stages are a partition that fits: every piece once, in order, on devices that differ

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgeprism.errors import PlanError
 from edgeprism.planner.pipeline import Pipeline
-from edgeprism.planner.throughput import MAX_DEVICES, what_lacks
+from edgeprism.planner.sets import check_num_devices, what_lacks
 from edgeprism.specs.plan import Stage
 
 Times = npt.NDArray[np.float64]
@@ -24,8 +24,7 @@ _NOWHERE = -1
 
 def quickest(pipeline: Pipeline) -> tuple[Stage, ...]:
     """Stages with the shortest time of one request that devices and memory allow. PlanError where nothing fits."""
-    if pipeline.num_devices > MAX_DEVICES:
-        raise PlanError(f"partitions are exact for up to {MAX_DEVICES} devices, and there are {pipeline.num_devices}")
+    check_num_devices(pipeline)
     return _Quickest(pipeline).stages()
 
 
@@ -117,7 +116,7 @@ class _Quickest:
         done_s = np.full(arrived_s.shape, np.inf)
         parents = np.zeros(arrived_s.shape, dtype=np.uint16)
         rows = np.flatnonzero(np.isfinite(relative_s).any(axis=1))
-        relative_s, senders = relative_s[rows], senders[rows]
+        relative_s, senders, arrived_s = relative_s[rows], senders[rows], arrived_s[rows]
         each = np.arange(len(rows))
         for stop, starts in enumerate(self._starts[device]):
             choices = relative_s[:, starts]
@@ -125,7 +124,9 @@ class _Quickest:
                 continue
             chosen = choices.argmin(axis=1)
             chosen = chosen + starts.start if isinstance(starts, slice) else starts[chosen]
-            done_s[rows, stop] = relative_s[each, chosen] + self._prefix[device, stop]
+            computed_s = relative_s[each, chosen] + self._prefix[device, stop]
+            # a stage without pieces takes no time, to the last bit: it must not win by how sums are rounded
+            done_s[rows, stop] = np.where(chosen == stop, arrived_s[:, stop], computed_s)
             parents[rows, stop] = senders[each, chosen] << 8 | chosen
         return done_s, parents
 

@@ -37,6 +37,11 @@ class Network:
         """One device's link at another rate."""
         return self.with_link(device, bytes_per_s, self.links[device - 1].latency_s)
 
+    @property
+    def is_one_medium(self) -> bool:
+        """Whether two directions at once are much slower than one: then all devices share what there is."""
+        return any(link.both_factor < ONE_MEDIUM for link in self.links)
+
     def latency_s(self, one: int, other: int) -> float:
         """One way between two devices; the longer one of their links."""
         return max(self.links[device - 1].latency_s for device in (one, other) if device != COORDINATOR)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from edgeprism.planner.pipeline import NOTHING, Pipeline
+from edgeprism.planner.pipeline import NOTHING, Matrix, Pipeline
 from edgeprism.policy.network import Network
 from edgeprism.policy.predict import dot
 from edgeprism.policy.work import work_of
@@ -13,7 +13,7 @@ from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.performance_map import Costs
 from edgeprism.specs.plan import Plan
-from edgeprism.strategies.pipeline.partition import cut_bytes, piece_macs, piece_values
+from edgeprism.strategies.pipeline.partition import cut_bytes, piece_macs, piece_values, work_bytes
 
 
 def pipeline_of(
@@ -35,28 +35,26 @@ def pipeline_of(
     devices = range(len(costs.devices))
     seconds = [dot(one.compute, work.compute_features()) if one.compute else 0.0 for one in costs.devices]
     limits = {device: (memory_bytes or {}).get(device, math.inf) for device in costs.measured}
-    rates = [[_rate(network, one, other) for other in devices] for one in devices]
-    latencies = [[network.latency_s(one, other) if one != other else 0.0 for other in devices] for one in devices]
+    latency_s, bytes_per_s = link_matrices(network, len(devices))
     return Pipeline(
         piece_s=tuple(tuple(total_s * part / sum(macs) for part in macs) for total_s in seconds),
         cut_bytes=cut_bytes(model, codec, num_tokens=num_tokens, batch=micro_batch, element_bytes=element_bytes),
         weight_bytes=tuple(element_bytes * count for count in piece_values(model)),
-        work_bytes=(_work_bytes(model, num_tokens, micro_batch, element_bytes),) * len(macs),
+        work_bytes=(work_bytes(model, num_tokens, micro_batch, element_bytes),) * len(macs),
         memory_bytes=tuple(limits.get(device, NOTHING) for device in devices),
-        latency_s=_matrix(latencies),
-        bytes_per_s=_matrix(rates),
+        latency_s=latency_s,
+        has_one_medium=network.is_one_medium,
+        bytes_per_s=bytes_per_s,
     )
 
 
-def _rate(network: Network, one: int, other: int) -> float:
-    return network.bytes_per_s(one, other) if one != other else math.inf
-
-
-def _work_bytes(model: ModelSpec, num_tokens: int, micro_batch: int, element_bytes: int) -> int:
-    """The rows, what attention has beside them (queries, keys, values, what it gathered), and the wide half."""
-    width = 4 * model.hidden_size + 2 * model.key_value_width + model.intermediate_size
-    return micro_batch * num_tokens * width * element_bytes
-
-
-def _matrix(rows: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row) for row in rows)
+def link_matrices(network: Network, num_devices: int) -> tuple[Matrix, Matrix]:
+    """Latency and rate from device to device, as a `Pipeline` takes them."""
+    devices = range(num_devices)
+    latency_s = tuple(
+        tuple(network.latency_s(one, other) if one != other else 0.0 for other in devices) for one in devices
+    )
+    bytes_per_s = tuple(
+        tuple(network.bytes_per_s(one, other) if one != other else math.inf for other in devices) for one in devices
+    )
+    return latency_s, bytes_per_s

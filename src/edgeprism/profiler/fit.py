@@ -62,7 +62,7 @@ def fit(
         raise InputError("nothing was measured on device 0, without which nothing can be predicted")
     given = [*powers, *[NO_POWER] * (num_devices - len(powers))]
     devices = tuple(_device(measured, power) for measured, power in zip(pairs, given, strict=True))
-    by_device = {link.device: _link(link) for link in links}
+    by_device = {link.device: link_costs(link) for link in links}
     no_link = partial(LinkCosts, latency_s=0.0, bytes_per_s=NO_LINK_BYTES_PER_S)
     others = range(1, num_devices)
     return Costs(
@@ -143,12 +143,13 @@ def _non_negative(matrix: Array, target: Array) -> Array:
     return best
 
 
-def _link(link: LinkMeasured) -> LinkCosts:
+def link_costs(link: LinkMeasured, *, device: int | None = None) -> LinkCosts:
+    """What predictions take a link for. ``device``: its number, where that is another one than was measured."""
     rate = min(link.to_bytes_per_s, link.from_bytes_per_s)
     # beyond it the processors that encrypt are the limit, not the medium; in requests that is a part of their work
     is_medium = rate < FASTEST_MEDIUM_BYTES_PER_S
     return LinkCosts(
-        device=link.device,
+        device=link.device if device is None else device,
         latency_s=link.round_trip_s / 2,
         bytes_per_s=rate,
         both_factor=min(1.0, link.both_bytes_per_s / rate) if is_medium else 1.0,

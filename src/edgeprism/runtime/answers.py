@@ -32,12 +32,14 @@ class Answer(Future[ModelOutput]):
     """The future of one request. Callbacks run on device 0's thread, so they should be short; they cannot use the
     engine."""
 
-    def __init__(self, inputs: dict[str, Any], plan: str | Plan, codec: CodecSpec, *, can_be_dropped: bool) -> None:
+    def __init__(
+        self, inputs: dict[str, Any], plan: str | Plan, codec: CodecSpec, *, can_be_dropped: bool, note: str = ""
+    ) -> None:  # fmt: skip
         super().__init__()
         self.trace: Trace | None = None
         """What the request did; set when it is done, None where it was dropped or refused."""
         self._inputs, self._plan, self._codec = inputs, plan, codec
-        self._can_be_dropped = can_be_dropped
+        self._can_be_dropped, self._note = can_be_dropped, note
         self._submitted_s = time.monotonic()
         self._began_s: float | None = None  # when a device first had it
         self._failures: tuple[str, ...] = ()

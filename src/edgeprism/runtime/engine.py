@@ -29,6 +29,7 @@ from edgeprism.models.text import CausalLM, check_ids
 from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
 from edgeprism.runtime.auto import AutoPlans, AutoSettings
+from edgeprism.runtime.auto_stages import Split, split_by_layers
 from edgeprism.runtime.calibrations import find
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.coordinator import Coordinator
@@ -120,10 +121,14 @@ class Engine:
         used = plan.codec if isinstance(plan, Plan) else codec
         self._calibrations = find(model, [used], calibrations)
         self._auto = AutoPlans(model, self._cluster, None if dtype is None else str(_dtype(dtype)))
-        if plan == "auto":
-            self._calibrations = {**self._auto.tables(auto or AutoSettings()), **self._calibrations}
-        self._check_plan(plan, codec)
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
+        self._split: Split | None = None
+        if plan == "auto":
+            settings = auto or AutoSettings()
+            self._split = self._split_of(model, settings, _device_of(model, device), _dtype(dtype))
+            if self._split is None:
+                self._calibrations = {**self._auto.tables(settings), **self._calibrations}
+        self._check_plan(plan, codec)
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
         try:
             self._thread.call(lambda: self._set_up(model, plan, _device_of(model, device), _dtype(dtype)))
@@ -145,11 +150,14 @@ class Engine:
         """Takes another plan for the requests from now on. ``auto``: how "auto" chooses, by default as before; what it
         learnt under the same settings it still knows."""
         plan, codec = self._check_plan(plan, codec)
+        note = ""
+        if plan == "auto" and self._split is not None:
+            plan, codec, note = self._split.plan, EXACT, self._split.note
         if isinstance(plan, Plan) and plan.strategy == "pipeline":
             check_stages(self.spec, plan)
         if self._holders is not None and plan != "pipeline" and not self._holders.fits(plan):
             raise PlanError("devices hold the pieces of their own stages only; make a new engine for another plan")
-        self._plan, self._codec = plan, codec
+        self._plan, self._codec, self._note = plan, codec, note
         if plan == "auto":
             self._thread.call(
                 lambda: self._scheduler.choose_by(self._auto.adaptive(auto, self._calibrations, self.computes_on))
@@ -314,7 +322,8 @@ class Engine:
         self, model: str | PreTrainedModel, plan: str | Plan, device: torch.device, dtype: torch.dtype | None
     ) -> None:
         """On device 0's thread: the model, the devices, and the order to load it."""
-        cluster, self._holders = self._cluster, self._holders_of(model, plan, device, dtype)
+        cluster = self._cluster
+        self._holders = self._holders_of(model, plan if self._split is None else self._split.plan, device, dtype)
         self._model = _adapted(model, device, dtype) if self._holders is None else self._holders.own()
         self._scheduler = Scheduler(
             cluster.transport, self._model, self._queue, cluster.introductions, cluster.cores, self._calibrations
@@ -329,6 +338,19 @@ class Engine:
         except BaseException:
             self._thread.end_serving(self._scheduler.close)
             raise
+
+    def _split_of(
+        self, model: str | PreTrainedModel, settings: AutoSettings, device: torch.device, dtype: torch.dtype | None
+    ) -> Split | None:
+        """How `auto` splits a model among devices with memories of their own, where it has to, or where that pays."""
+        cluster = self._cluster
+        if not isinstance(model, str) or not cluster.introductions or device.type != "cpu":
+            return None
+        spec = ModelSpec.from_directory(directory_of(model))
+        kind, introductions = DTYPES[spec.dtype] if dtype is None else dtype, cluster.introductions
+        return self._thread.call(
+            lambda: split_by_layers(cluster.transport, introductions, spec, kind, settings.objective)
+        )
 
     def _holders_of(
         self, model: str | PreTrainedModel, plan: str | Plan, device: torch.device, dtype: torch.dtype | None
@@ -352,7 +374,7 @@ class Engine:
 
     def _put(self, inputs: dict[str, Any], *, can_be_dropped: bool) -> Answer:
         given = {name: value for name, value in inputs.items() if value is not None}
-        answer = Answer(given, self._plan, self._codec, can_be_dropped=can_be_dropped)
+        answer = Answer(given, self._plan, self._codec, can_be_dropped=can_be_dropped, note=self._note)
         self._queue.put(answer)
         return answer
 
@@ -407,7 +429,8 @@ class Engine:
             if abandoned.is_set():
                 raise RequestAborted("nobody waits for this text any more")
 
-        self.last_trace = self._scheduler.generate(texts, self._plan, self._codec, check)
+        trace = self._scheduler.generate(texts, self._plan, self._codec, check)
+        self.last_trace = replace(trace, note=self._note)
         length = max(len(text.steps) for text in texts)
         columns = []
         for text in texts:

@@ -35,10 +35,11 @@ def ping_s(transport: Transport, device: int, num_bytes: int, *, echo_bytes: int
     return _Ping(transport, device, num_bytes, echo_bytes).wait_s(timeout_s)
 
 
-def ask(transport: Transport, device: int, what: str, *, timeout_s: float = 3.0) -> Any:
-    """What a worker says of itself: "facts", "energy" or "staging". PeerError when it does not answer with that."""
+def ask(transport: Transport, device: int, what: str, *, given: str | bool = True, timeout_s: float = 3.0) -> Any:
+    """What a worker says of itself: "facts", "energy", "staging", or "speed", which is ``given`` a dtype. PeerError
+    when it does not answer with that."""
     number = next(_numbers)
-    transport.send(device, Kind.PING, epoch=transport.epoch, request=number, meta={what: True})
+    transport.send(device, Kind.PING, epoch=transport.epoch, request=number, meta={what: given})
     frames = transport.wait_control(
         (Kind.PONG,), (device,), time.monotonic() + timeout_s, epoch=transport.epoch, request=number
     )

@@ -143,6 +143,12 @@ class Membership:
         now = time.monotonic()
         return (0, *sorted(peer for peer in self._answered if not self._is_left_out(peer, now)))
 
+    def introduce(self, timeout_s: float) -> tuple[int, ...]:
+        """Tells everybody that is connected who it is; those that have answered, and serve nobody else."""
+        self.new_epoch()
+        self._await_answers(self._peers & self._transport.connected(), timeout_s)
+        return tuple(sorted(self._answered))
+
     def new_epoch(self) -> None:
         """Everyone drops what it is doing; nobody is ready until it has answered."""
         self.epoch += 1

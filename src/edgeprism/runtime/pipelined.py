@@ -415,7 +415,8 @@ class Pipelined:
     def _answer(self, request: _Request, output: ModelOutput) -> None:
         answer = request.answer
         assert answer is not None and answer._began_s is not None
-        answer.trace = self._trace(request, answer._began_s, answer._began_s - answer._submitted_s)
+        trace = self._trace(request, answer._began_s, answer._began_s - answer._submitted_s)
+        answer.trace = replace(trace, note=answer._note)
         self._queue.finish(answer, output)
 
     def _trace(self, request: _Request, began_s: float, queued_s: float) -> Trace:

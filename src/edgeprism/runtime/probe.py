@@ -5,6 +5,7 @@ A PING may carry arrays, and may ask for bytes and for facts:
     {"echo_bytes": N, "facts": true}   ->   {"clock_s": ..., "facts": {...}}, with an array of N bytes
     {"energy": true}                   ->   {"energy": {...}}: a `Moment` of its sensor
     {"staging": true}                  ->   {"staging": {"copies": [...]}}: what `staging_probe` measures
+    {"speed": "float32"}               ->   {"speed": {"macs_per_s": ...}} in that dtype
 
 Small ones give the round trip and its jitter, large ones the rate of either direction, the worker's clock how far it
 is off.
@@ -49,13 +50,17 @@ _MAX_TRANSFERS, _TRANSFERS_S = 5, 1.0  # of the last size, in one direction
 # The worker's end
 
 
-def serve_probe(transport: Transport, computes_on: Callable[[], str]) -> None:
-    """From now on this device answers PINGs, whatever else it does, as soon as it looks at its sockets."""
-    transport.serve(Kind.PING, lambda question: _answer(transport, question, computes_on))
+def serve_probe(
+    transport: Transport, computes_on: Callable[[], str], model_bytes: Callable[[], int] = lambda: 0
+) -> None:
+    """From now on this device answers PINGs, whatever else it does, as soon as it looks at its sockets. What it says
+    of itself: the kind of hardware that has its model, and the bytes of that."""
+    transport.serve(Kind.PING, lambda question: _answer(transport, question, computes_on, model_bytes))
 
 
-def facts(computes_on: str = "") -> dict[str, Any]:
-    """What another device is told about this one. ``computes_on``: the kind of hardware that has the model."""
+def facts(computes_on: str = "", model_bytes: int = 0) -> dict[str, Any]:
+    """What another device is told about this one. ``computes_on``: the kind of hardware that has the model, of
+    ``model_bytes``."""
     torch = sys.modules.get("torch")  # a worker has it; nobody should wait for it here
     return {
         "versions": versions(),
@@ -65,7 +70,9 @@ def facts(computes_on: str = "") -> dict[str, Any]:
         "power_mode": power_mode(),
         "num_cores": len(available_cores()),
         "num_threads": 0 if torch is None else torch.get_num_threads(),
-        "has_cuda": torch is not None and torch.cuda.is_available(),
+        "has_cuda": (has_cuda := torch is not None and torch.cuda.is_available()),
+        "cuda_available_bytes": torch.cuda.mem_get_info()[0] if torch is not None and has_cuda else None,
+        "model_bytes": model_bytes,
         "memory_available_bytes": memory_available_bytes(),
     }
 
@@ -81,20 +88,40 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _answer(transport: Transport, question: Frame, computes_on: Callable[[], str]) -> None:
+def _answer(
+    transport: Transport, question: Frame, computes_on: Callable[[], str], model_bytes: Callable[[], int]
+) -> None:
     try:
         echo_bytes = question.info.get("echo_bytes", 0)
         if not isinstance(echo_bytes, int) or not 0 <= echo_bytes <= MAX_ECHO_BYTES:
             raise FrameError(f"a PING may ask for 0 to {MAX_ECHO_BYTES} bytes, not for {echo_bytes!r}")
-        meta: dict[str, Any] = {"facts": facts(computes_on())} if question.info.get("facts") is True else {}
+        meta: dict[str, Any] = {}
+        if question.info.get("facts") is True:
+            meta["facts"] = facts(computes_on(), model_bytes())
         if question.info.get("energy") is True:
             meta["energy"] = energy_now()
         if question.info.get("staging") is True:
             meta["staging"] = {"copies": measure_staging(computes_on())}
+        if isinstance(dtype := question.info.get("speed"), str):
+            meta["speed"] = {"macs_per_s": _speed(dtype)}
         buffers = [Buffer.of(np.zeros(echo_bytes, np.uint8))] if echo_bytes else []
         transport.answer(question, Kind.PONG, meta={"clock_s": time.time(), **meta}, buffers=buffers)
     except (FrameError, PeerError) as exc:
         log.info("a PING is not answered: %s", exc)
+
+
+def _speed(dtype: str) -> float:
+    """Of the hardware that a model would be loaded on."""
+    from edgeprism.models.model import DTYPES
+    from edgeprism.runtime.accelerator import choose_device
+    from edgeprism.runtime.speed import speed_of_products
+
+    if dtype not in DTYPES:
+        raise FrameError(f"a PING asks for the speed in {dtype!r}, which is none of {', '.join(DTYPES)}")
+    try:
+        return speed_of_products(DTYPES[dtype], choose_device(None))
+    except RuntimeError as exc:  # torch's word for hardware without that dtype, or without the memory
+        raise FrameError(f"the speed in {dtype} cannot be measured here: {exc}") from exc
 
 
 # The other end

@@ -13,6 +13,7 @@ from edgeprism.models.model import Model
 from edgeprism.specs.cost import block_macs
 from edgeprism.specs.model import ModelSpec
 
+_CPU = torch.device("cpu")
 _NUM_ROWS = 64
 _MIN_RUNS, _MIN_S = 3, 0.1
 
@@ -20,19 +21,20 @@ _MIN_RUNS, _MIN_S = 3, 0.1
 def measure_speed(model: Model) -> float:
     """Multiply-accumulates per second: the fastest of a few runs of the first block on seeded rows."""
     spec = model.spec
-    generator = torch.Generator().manual_seed(0)
     if model.held is not None:
-        return _speed_of_products(spec.hidden_size, spec.intermediate_size, model, generator)
-    block = model.blocks[0]
+        return speed_of_products(model.dtype, model.device, width=spec.hidden_size, wide=spec.intermediate_size)
+    block, generator = model.blocks[0], torch.Generator().manual_seed(0)
     x = torch.randn(1, _NUM_ROWS, spec.hidden_size, generator=generator).to(model.device, model.dtype)
     positions = torch.arange(_NUM_ROWS)[None]
     return macs_of_block(spec) / _fastest_s(lambda: run_block(block, x, positions))
 
 
-def _speed_of_products(width: int, wide: int, model: Model, generator: torch.Generator) -> float:
-    """The same for a device that may hold no whole block: of the wide half of an MLP, with weights of its own."""
-    x = torch.randn(_NUM_ROWS, width, generator=generator).to(model.device, model.dtype)
-    layer = Linear(torch.randn(wide, width, generator=generator).to(model.device, model.dtype), None)
+def speed_of_products(dtype: torch.dtype, device: torch.device = _CPU, *, width: int = 768, wide: int = 3072) -> float:
+    """The same of a device that holds no whole block, or nothing yet: of the wide half of an MLP, with random weights,
+    those of a base model by default."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_NUM_ROWS, width, generator=generator).to(device, dtype)
+    layer = Linear(torch.randn(wide, width, generator=generator).to(device, dtype), None)
     return _NUM_ROWS * width * wide / _fastest_s(lambda: layer(x))
 
 

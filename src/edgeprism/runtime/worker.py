@@ -27,6 +27,7 @@ from edgeprism.runtime.probe import serve_probe, versions
 from edgeprism.runtime.speed import measure_speed
 from edgeprism.runtime.stage import WorkerStages
 from edgeprism.strategies.meter import Meter
+from edgeprism.strategies.pipeline.partition import num_pieces, stage_weight_bytes
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import COORDINATOR, Transport
@@ -93,7 +94,7 @@ class Worker:
         self._stages = WorkerStages(transport)
         self._order_number: int | None = None  # of the order by which the model was loaded
         transport.forgets_with_coordinator = stays
-        serve_probe(transport, lambda: "" if self._model is None else self._model.device.type)
+        serve_probe(transport, lambda: "" if self._model is None else self._model.device.type, self._model_bytes)
 
     def serve(self) -> None:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""
@@ -107,6 +108,14 @@ class Worker:
                 self._transport.forget()
             elif frame is not None:
                 self._handle(frame)
+
+    def _model_bytes(self) -> int:
+        """What would be free besides, if the model that is held here were another one: weights by their count."""
+        if self._model is None:
+            return 0
+        spec = self._model.spec
+        start, stop = self._model.held or (0, num_pieces(spec))
+        return stage_weight_bytes(spec, start, stop, self._model.dtype.itemsize)
 
     def _watch_coordinator(self) -> None:
         """What a coordinator had loaded is freed some seconds after it was lost, unless it has come back; that another

@@ -48,13 +48,12 @@ def simulate_leaving(
     leaves: Leaves,
     partition: Partition,
     *,
-    has_one_medium: bool = False,
     changes: Sequence[RateChange] = (),
 ) -> Interrupted:
     """The same as ``simulate``; ``partition`` makes the new stages. PlanError where nothing fits any more."""
     if not 0 <= leaves.device < pipeline.num_devices or leaves.device == pipeline.home:
         raise InputError(f"device {leaves.device} cannot leave: it has the inputs, or there is none of that number")
-    whole = simulate(pipeline, stages, num_micro_batches, has_one_medium=has_one_medium, changes=changes)
+    whole = simulate(pipeline, stages, num_micro_batches, changes=changes)
     is_used = any(stage.device == leaves.device for stage in stages)
     if not is_used or leaves.at_s >= whole.done_s[-1]:
         return Interrupted(before=whole, after=None, stages_after=tuple(stages), num_again=0)
@@ -66,7 +65,7 @@ def simulate_leaving(
     begin_s = leaves.at_s + leaves.away_s
     later = [replace(change, at_s=max(0.0, change.at_s - begin_s)) for change in changes]
     rest = simulate(
-        without, new_stages, num_micro_batches - len(done_s), has_one_medium=has_one_medium, changes=later
+        without, new_stages, num_micro_batches - len(done_s), changes=later
     )  # fmt: skip
     after = Run(
         spans=tuple(replace(one, start_s=one.start_s + begin_s, stop_s=one.stop_s + begin_s) for one in rest.spans),

@@ -63,15 +63,13 @@ def simulate(
     stages: Sequence[Stage],
     num_micro_batches: int,
     *,
-    has_one_medium: bool = False,
     changes: Sequence[RateChange] = (),
 ) -> Run:
-    """So many micro-batches that wait at home at 0 s. ``has_one_medium``: all devices send over one medium, one at a
-    time, as on WiFi. PlanError for stages that are no partition."""
+    """So many micro-batches that wait at home at 0 s. PlanError for stages that are no partition."""
     pipeline.check(stages)
     if num_micro_batches < 1:
         raise InputError(f"at least one micro-batch is needed, not {num_micro_batches}")
-    return _Run(pipeline, stages, num_micro_batches, has_one_medium, _Rates(changes)).run()
+    return _Run(pipeline, stages, num_micro_batches, _Rates(changes)).run()
 
 
 class _Rates:
@@ -95,10 +93,8 @@ class _Rates:
 
 
 class _Run:
-    def __init__(
-        self, pipeline: Pipeline, stages: Sequence[Stage], num_micro_batches: int, has_one_medium: bool, rates: _Rates
-    ) -> None:
-        self._pipeline, self._stages, self._rates, self._has_one_medium = pipeline, stages, rates, has_one_medium
+    def __init__(self, pipeline: Pipeline, stages: Sequence[Stage], num_micro_batches: int, rates: _Rates) -> None:
+        self._pipeline, self._stages, self._rates = pipeline, stages, rates
         self._path = [pipeline.home, *(stage.device for stage in stages), pipeline.home]
         self._num_left = num_micro_batches
         self._capacity = max(1, pipeline.queue_length)
@@ -153,7 +149,7 @@ class _Run:
         used: tuple[Hashable, ...] = (("sends", sender), ("receives", receiver))
         if sender == receiver:
             used = ()
-        elif self._has_one_medium:
+        elif self._pipeline.has_one_medium:
             used = ("medium",)
         if not self._waiting[stage] or not has_room or self._busy & {*used}:
             return

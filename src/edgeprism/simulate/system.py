@@ -60,6 +60,7 @@ class System:
             work_bytes=self.work_bytes,
             memory_bytes=tuple(kind.memory_bytes for kind in kinds),
             latency_s=tuple(tuple(0.0 if i == j else self.latency_s for j in everyone) for i in everyone),
+            has_one_medium=self.has_one_medium,
             bytes_per_s=tuple(
                 tuple(rate_factor * min(one.bytes_per_s, other.bytes_per_s) for other in kinds) for one in kinds
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -66,6 +67,19 @@ def piece_values(model: ModelSpec) -> tuple[int, ...]:
     return tuple(pieces)
 
 
+def piece_cache_bytes(model: ModelSpec, num_tokens: int, element_bytes: int) -> tuple[int, ...]:
+    """Keys and values that each piece keeps of one text while that is continued; nothing where texts are not."""
+    kept = 2 * num_tokens * model.key_value_width * element_bytes if model.generates else 0
+    return (kept, 0, 0, 0) * model.num_layers
+
+
+def work_bytes(model: ModelSpec, num_tokens: int, batch: int, element_bytes: int) -> int:
+    """What computing a piece holds besides its weights: the rows, what attention has beside them (queries, keys,
+    values, what it gathered), and the wide half."""
+    width = 4 * model.hidden_size + 2 * model.key_value_width + model.intermediate_size
+    return batch * num_tokens * width * element_bytes
+
+
 def stage_weight_bytes(model: ModelSpec, start: int, stop: int, element_bytes: int) -> int:
     """Of the pieces [start, stop)."""
     return element_bytes * sum(piece_values(model)[start:stop])
@@ -91,22 +105,46 @@ def cut_bytes(
 
 
 def even(macs: Sequence[int], devices: Sequence[int], shares: Sequence[float] | None = None) -> tuple[Stage, ...]:
-    """Stages on these devices in this order, cut where the work is nearest to each one's share (by default the same for
-    all). With as many pieces as devices, or more, everyone has one."""
+    """Stages on these devices in this order, none without a piece, so that the one that takes longest for its share (by
+    default the same for all) takes as short as can be; the others are as near to their shares as that allows."""
     if len(devices) > len(macs):
         raise PlanError(f"{len(devices)} devices, and the model has {len(macs)} pieces; use fewer devices")
-    parts = [1 / len(devices)] * len(devices) if shares is None else [share / sum(shares) for share in shares]
+    parts = [1.0] * len(devices) if shares is None else [max(share, 1e-9) for share in shares]
     done = [0, *accumulate(macs)]
-    wanted = [part * done[-1] for part in accumulate(parts)]
-    cuts, last = [0], len(macs)
-    for place, target in enumerate(wanted[:-1]):
-        low, high = cuts[-1] + 1, last - (len(devices) - place - 1)
-        cuts.append(min(range(low, high + 1), key=lambda cut: abs(done[cut] - target)))
-    cuts.append(last)
+    cuts = _nearest_cuts(done, parts, _least_limit(done, parts) * (1 + 1e-9))
     return tuple(
         Stage(device=device, start=start, stop=stop)
         for device, start, stop in zip(devices, cuts, cuts[1:], strict=False)
     )
+
+
+def _least_limit(done: Sequence[int], parts: Sequence[float]) -> float:
+    """What the stage that takes longest takes for its share, at least. ``done``: work up to each cut."""
+    best = {0: 0.0}
+    for part in parts:
+        found: dict[int, float] = {}
+        for start, longest in best.items():
+            for stop in range(start + 1, len(done)):
+                found[stop] = min(found.get(stop, math.inf), max(longest, (done[stop] - done[start]) / part))
+        best = found
+    return best[len(done) - 1]
+
+
+def _nearest_cuts(done: Sequence[int], parts: Sequence[float], limit: float) -> list[int]:
+    """Of the cuts within the limit those whose stages are nearest to the shares, in squares."""
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [0])}
+    for part in parts:
+        found: dict[int, tuple[float, list[int]]] = {}
+        for start, (cost, cuts) in best.items():
+            for stop in range(start + 1, len(done)):
+                work = done[stop] - done[start]
+                if work > limit * part:
+                    break
+                total = cost + work * work / part
+                if stop not in found or total < found[stop][0]:
+                    found[stop] = total, [*cuts, stop]
+        best = found
+    return best[len(done) - 1][1]
 
 
 def _output_values(model: ModelSpec, num_tokens: int) -> int:

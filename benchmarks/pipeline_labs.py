@@ -1,0 +1,317 @@
+"""Cases of `benchmarks.pipeline` on emulated devices (root), and what the planner says of clusters of sixteen.
+
+sixteen   sixteen devices of a tenth of a core: ViT-Large, BERT-Large and ViT-Huge against one of them
+four      ViT-Huge on four such devices, to compare with
+huge      ViT-Huge on four devices of 1.2 GB each, and on one of them
+unequal   one cell of the grid on 8 + 8 devices: the best partition against PipeDream's and the even one
+clusters  ten clusters, streams through stages of theirs against what the simulator says
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeprism.planner.baselines import BASELINES
+from edgeprism.planner.pipeline import Pipeline
+from edgeprism.planner.throughput import fastest
+from edgeprism.simulate.pipeline import simulate
+from edgeprism.simulate.published import published
+from edgeprism.specs.codec import EXACT
+from edgeprism.specs.model import ModelSpec
+from edgeprism.specs.plan import Plan, Stage, parse_stages
+from edgeprism.strategies.pipeline.partition import cut_bytes, num_pieces, piece_macs, piece_values
+
+Stages = tuple[Stage, ...]
+TEXT_TOKENS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """One cluster of the lab."""
+
+    speeds: tuple[float, ...]
+    rate_mbit: float = 1000.0
+    memory_mb: int | None = None
+
+
+TENTHS = Devices(speeds=(0.1,) * 16)
+LAB_CASES: dict[str, dict[str, Any]] = {
+    "sixteen": {"devices": TENTHS, "models": ["vit-large", "bert-large", "vit-huge"], "requests": 48, "alone": True},
+    "four": {"devices": Devices(speeds=(0.1,) * 4), "models": ["vit-huge"], "requests": 14, "alone": False},
+    "huge": {"devices": Devices(speeds=(0.2,) * 4, memory_mb=1200), "models": ["vit-huge"], "requests": 12,
+             "alone": True},
+}  # fmt: skip
+UNEQUAL = Devices(speeds=(0.12,) * 8 + (0.06,) * 8, rate_mbit=100.0)
+NUM_CLUSTERS, CLUSTER_REQUESTS = 10, 40
+SMALL = Devices(speeds=(0.4, 0.4))
+
+SPEED_RATIOS, MEMORY_RATIOS, RATES_MBIT = (1, 2, 4, 8), (1, 4), (20, 100, 1000)
+PUBLISHED_BEST = 4.16
+"""EdgePipe over PipeDream's partition, 8 + 8 unequal devices (arXiv 2110.14895)."""
+
+
+def grid(*, is_small: bool) -> dict[str, Any]:
+    """By the published profile of ViT-Large on a MinnowBoard: 8 of these and 8 that are faster, with more memory; the
+    best partition's samples a second over those of PipeDream's and of the even one."""
+    rows: dict[str, Any] = {}
+    for speed_ratio in SPEED_RATIOS:
+        for memory_ratio in MEMORY_RATIOS[:1] if is_small else MEMORY_RATIOS:
+            for rate_mbit in RATES_MBIT[:1] if is_small else RATES_MBIT:
+                pipeline = _of_published(speed_ratio, memory_ratio, rate_mbit)
+                best_s = pipeline.period_s(fastest(pipeline))
+                rows[f"{speed_ratio}/{memory_ratio}/{rate_mbit}"] = {
+                    name: _over(pipeline, make(pipeline, range(pipeline.num_devices)), best_s)
+                    for name, make in BASELINES.items()
+                }
+                print(f"\rgrid {len(rows)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    known = [value for row in rows.values() for value in row.values() if value is not None]
+    over_pipedream = {key: row["PipeDream"] for key, row in rows.items() if row["PipeDream"] is not None}
+    nearest = min(over_pipedream, key=lambda key: abs(over_pipedream[key] - PUBLISHED_BEST))
+    return {
+        "speed ratio/memory ratio/Mbit/s": rows,
+        "least": min(known),
+        "most over PipeDream": max(over_pipedream.values()),
+        "published": PUBLISHED_BEST,
+        "nearest cell": {nearest: over_pipedream[nearest]},
+    }
+
+
+def _of_published(speed_ratio: int, memory_ratio: int, rate_mbit: int) -> Pipeline:
+    system = published("published:vit-large:minnowboard=8,rcc-ve=8")
+    slow = replace(system.devices[0], bytes_per_s=rate_mbit * 1e6 / 8)
+    fast = replace(
+        slow,
+        name="faster",
+        piece_s=tuple(seconds / speed_ratio for seconds in slow.piece_s),
+        memory_bytes=memory_ratio * slow.memory_bytes,
+    )
+    return replace(system, devices=(fast, slow)).pipeline()
+
+
+def _over(pipeline: Pipeline, stages: Stages, best_s: float) -> float | None:
+    """How many times as long its period is; None where it does not fit."""
+    if any(pipeline.stage_bytes(stage) > pipeline.memory_bytes[stage.device] for stage in stages):
+        return None
+    return round(pipeline.period_s(stages) / best_s, 3)
+
+
+def pipeline_on(devices: Devices, model: ModelSpec, one_core_s: float) -> Pipeline:
+    """What the planner is told of emulated devices; ``one_core_s``: of one sample on a whole core."""
+    num_tokens = model.max_tokens if model.is_vision else TEXT_TOKENS
+    macs, count = piece_macs(model, num_tokens), len(devices.speeds)
+    rate = devices.rate_mbit * 1e6 / 8
+    return Pipeline(
+        piece_s=tuple(tuple(one_core_s / speed * one / sum(macs) for one in macs) for speed in devices.speeds),
+        cut_bytes=cut_bytes(model, EXACT, num_tokens=num_tokens, batch=1, element_bytes=4),
+        weight_bytes=tuple(4 * values for values in piece_values(model)),
+        work_bytes=(0,) * num_pieces(model),
+        memory_bytes=(math.inf if devices.memory_mb is None else 1e6 * devices.memory_mb,) * count,
+        latency_s=tuple(tuple(0.0 if i == j else 1e-4 for j in range(count)) for i in range(count)),
+        bytes_per_s=((rate,) * count,) * count,
+    )
+
+
+def on_lab(case: str, folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]:
+    """Each model on devices that each hold one stage."""
+    given = LAB_CASES[case]
+    devices = SMALL if is_small else given["devices"]
+    figures: dict[str, Any] = {"devices": devices.speeds, "rate_mbit": devices.rate_mbit}
+    with _Lab(devices, folder, is_checked=not is_small) as lab:
+        figures["lab"] = lab.report
+        for name in ["tiny"] if is_small else given["models"]:
+            directory = make_model(folder, name)
+            spec = ModelSpec.from_directory(Path(directory))
+            stages = fastest(replace(pipeline_on(devices, spec, 1.0), memory_bytes=(math.inf,) * len(devices.speeds)))
+            order = {"model": directory, "stages": {"best": _text(stages)}, "requests": given["requests"]}
+            figures[name] = lab.run({**order, "requests": 6} if is_small else order, is_alone=given["alone"])
+    return figures
+
+
+def unequal(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]:
+    """The best partition, PipeDream's and the even one, measured in turn and predicted."""
+    devices = SMALL if is_small else UNEQUAL
+    directory = make_model(folder, "tiny" if is_small else "vit-large")
+    spec = ModelSpec.from_directory(Path(directory))
+    pipeline = pipeline_on(devices, spec, 1.0)
+    partitions = {"best": fastest(pipeline)}
+    partitions |= {name: make(pipeline, range(pipeline.num_devices)) for name, make in BASELINES.items()}
+    with _Lab(devices, folder, is_checked=not is_small) as lab:
+        order = {"model": directory, "stages": {name: _text(stages) for name, stages in partitions.items()}}
+        found = lab.run({**order, "requests": 6 if is_small else 40}, is_alone=False)
+    best_s = pipeline.period_s(partitions["best"])
+    found["predicted over the best"] = {
+        name: round(pipeline.period_s(stages) / best_s, 3) for name, stages in partitions.items()
+    }
+    found["measured over the best"] = {
+        name: round(one["period_s"] / found["streams"]["best"]["period_s"], 3) for name, one in found["streams"].items()
+    }
+    return {"devices": devices.speeds, "rate_mbit": devices.rate_mbit, "lab": lab.report, **found}
+
+
+def clusters(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]:
+    """Measured period over the simulated one, for clusters of two to four devices at several rates."""
+    rows = []
+    directory = make_model(folder, "tiny" if is_small else "vit-base")
+    spec = ModelSpec.from_directory(Path(directory))
+    for number in range(1 if is_small else NUM_CLUSTERS):
+        devices = SMALL if is_small else _some_devices(number)
+        pipeline = pipeline_on(devices, spec, 1.0)
+        with _Lab(devices, folder, is_checked=not is_small) as lab:
+            rng = random.Random(100 + number)
+            stages = BASELINES[rng.choice(list(BASELINES))](pipeline, range(pipeline.num_devices))
+            found = lab.run(
+                {"model": directory, "stages": {"one": _text(stages)}, "requests": 6 if is_small else CLUSTER_REQUESTS},
+                is_alone=True,
+            )
+        told = pipeline_on(devices, spec, found["one_device_s"] * devices.speeds[0])
+        simulated_s = simulate(told, stages, CLUSTER_REQUESTS).period_s
+        rows.append(
+            {
+                "speeds": devices.speeds, "rate_mbit": devices.rate_mbit, "stages": _text(stages),
+                "measured_s": found["streams"]["one"]["period_s"], "simulated_s": simulated_s,
+                "ratio": found["streams"]["one"]["period_s"] / simulated_s,
+            }
+        )  # fmt: skip
+        print(json.dumps(rows[-1]), file=sys.stderr)
+    off = [abs(row["ratio"] - 1) for row in rows]
+    return {"clusters": rows, "median off": statistics.median(off), "worst off": max(off)}
+
+
+def _some_devices(number: int) -> Devices:
+    """Together under four fifths of two cores; links from where they are the bottleneck to where they do not matter."""
+    rng = random.Random(number)
+    count = rng.choice([2, 3, 4])
+    parts = [rng.uniform(1.0, 4.0) for _ in range(count)]
+    speeds = tuple(round(min(0.7, 1.5 * part / sum(parts)), 2) for part in parts)
+    return Devices(speeds=speeds, rate_mbit=(20.0, 50.0, 100.0, 400.0, 1000.0)[number % 5])
+
+
+class _Lab:
+    """A lab with workers, and orders for its device 0."""
+
+    def __init__(self, devices: Devices, folder: Path, *, is_checked: bool) -> None:
+        from edgeprism.lab.device import LabDevice
+        from edgeprism.lab.lab import Lab
+
+        self._lab = Lab(
+            [
+                LabDevice(name=f"device{i}", rate_mbit=devices.rate_mbit, speed=speed, memory_mb=devices.memory_mb)
+                for i, speed in enumerate(devices.speeds)
+            ]
+        )
+        self._folder, self._is_checked = Path(tempfile.mkdtemp(dir=folder)), is_checked
+        self.report: dict[str, Any] | None = None
+
+    def __enter__(self) -> _Lab:
+        self._lab.__enter__()
+        try:
+            if self._is_checked:
+                report = self._lab.check()
+                self.report = report.to_json()
+                report.require()
+            self._cluster = self._lab.write_cluster(self._folder)
+            self._lab.start_workers(self._folder)
+        except BaseException:
+            self._lab.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._lab.__exit__(*failure)
+
+    def run(self, order: dict[str, Any], *, is_alone: bool) -> dict[str, Any]:
+        place, out = self._folder / "order.json", self._folder / "out.json"
+        out.unlink(missing_ok=True)
+        place.write_text(json.dumps({**order, "cluster": str(self._cluster), "out": str(out), "alone": is_alone}))
+        if self._lab.popen(0, [sys.executable, "-m", "benchmarks.pipeline_labs", str(place)]).wait():
+            raise SystemExit("pipeline: failed on device 0; what it said is above")
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+
+def _text(stages: Stages) -> str:
+    return ",".join(map(str, stages))
+
+
+def on_device(order: dict[str, Any]) -> dict[str, Any]:
+    """Device 0 of the lab: streams of single samples through stages, each on devices that hold their own only; and
+    through this device alone."""
+    import torch
+
+    import edgeprism
+    from edgeprism.errors import EdgeprismError
+    from edgeprism.runtime.profiling import example
+
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {"streams": {}}
+    with edgeprism.Cluster.from_file(order["cluster"], require_all=True) as cluster:
+        for name, text in order["stages"].items():
+            plan = Plan.pipeline(parse_stages(text), cluster.num_devices)
+            began_s = time.monotonic()
+            with edgeprism.load(order["model"], cluster=cluster, plan=plan, max_pending=1000) as engine:
+                loaded_s = time.monotonic() - began_s
+                inputs = example(engine, 1, TEXT_TOKENS)
+                found["streams"][name] = {"stages": text, "load_s": loaded_s, **_stream(engine, inputs, order, plan)}
+    if order["alone"]:
+        try:
+            with edgeprism.load(order["model"], plan="local") as engine:
+                inputs, alone_s = example(engine, 1, TEXT_TOKENS), []
+                for _ in range(4):
+                    began_s = time.monotonic()
+                    engine(**inputs)
+                    alone_s.append(time.monotonic() - began_s)
+            found["one_device_s"] = statistics.median(alone_s[1:])
+            for one in found["streams"].values():
+                one["throughput over one device"] = found["one_device_s"] / one["period_s"]
+        except EdgeprismError as exc:
+            found["one device"] = str(exc)
+    return found
+
+
+def _stream(engine: Any, inputs: dict[str, Any], order: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Seconds between two that are done while all stages are busy, and what each device computed."""
+    engine(**inputs)
+    done_s: list[float] = []
+    answers = []
+    for _ in range(order["requests"]):
+        answer = engine.submit(**inputs)
+        answer.add_done_callback(lambda _: done_s.append(time.monotonic()))
+        answers.append(answer)
+    for number, answer in enumerate(answers):
+        answer.result()
+        print(f"\r{number + 1}/{len(answers)}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    traces = [answer.trace for answer in answers]
+    first = min(len(plan.stages), len(done_s) // 3)  # the last ones are not slower, while stages before drain
+    return {
+        "period_s": (done_s[-1] - done_s[first]) / (len(done_s) - 1 - first),
+        "failures": sorted({text for trace in traces for text in trace.failures}),
+        "compute_s": {
+            str(part.device): statistics.median(
+                one.compute_s for trace in traces for one in trace.devices if one.device == part.device
+            )
+            for part in traces[-1].devices
+        },
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """What device 0 of the lab runs."""
+    order = json.loads(Path(argv[0]).read_text())
+    Path(order["out"]).write_text(json.dumps(on_device(order)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
