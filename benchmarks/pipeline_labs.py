@@ -40,7 +40,8 @@ class Devices:
     """One cluster of the lab."""
 
     speeds: tuple[float, ...]
-    rate_mbit: float = 1000.0
+    rate_mbit: float = 100.0
+    """What a tenth of a core can still take in; transfers take less than a stage all the same."""
     memory_mb: int | None = None
 
 
@@ -51,7 +52,7 @@ LAB_CASES: dict[str, dict[str, Any]] = {
     "huge": {"devices": Devices(speeds=(0.2,) * 4, memory_mb=1200), "models": ["vit-huge"], "requests": 12,
              "alone": True},
 }  # fmt: skip
-UNEQUAL = Devices(speeds=(0.12,) * 8 + (0.06,) * 8, rate_mbit=100.0)
+UNEQUAL = Devices(speeds=(0.12,) * 8 + (0.06,) * 8)
 NUM_CLUSTERS, CLUSTER_REQUESTS = 10, 40
 SMALL = Devices(speeds=(0.4, 0.4))
 

@@ -76,6 +76,30 @@ def test_words_are_held_once_by_the_last_stage(tmp_path: Path) -> None:
     assert has_words == [True, False, False] and has_head == [False, False, True]
 
 
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "BertForMaskedLM"])
+@pytest.mark.parametrize("kept", ["both", "head"])
+def test_words_as_the_checkpoint_has_them(architecture: str, kept: str, tmp_path: Path) -> None:
+    """A head of its own keeps its values though the configuration ties it; where only the head was saved, it is what
+    words are looked up in: as transformers loads them."""
+    model, inputs = make(architecture), example(architecture)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    head, words = {
+        "GPT2LMHeadModel": ("lm_head.weight", "transformer.wte.weight"),
+        "BertForMaskedLM": ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+    }[architecture]
+    tensors[head] = tensors[words] + (0.1 if kept == "both" else 0.0)
+    if kept == "head":
+        del tensors[words]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    whole = load_pretrained(str(tmp_path))
+    models = [stage(tmp_path, start, stop) for start, stop in ((0, 5), (5, NUM_PIECES))]
+    with torch.no_grad():
+        flow = run(models[0], enter(models[0], inputs), 0, 5)
+        output = leave(models[1], run(models[1], flow, 5, NUM_PIECES))
+    assert difference(output, expected(whole, inputs), inputs) <= 1e-4
+
+
 def test_what_others_hold_is_not_read(tmp_path: Path) -> None:
     """A file that has only the first two blocks' tensors is enough for these."""
     model = make("ViTForImageClassification")

@@ -146,6 +146,90 @@ def test_handovers_that_do_not_fit_are_refused() -> None:
             stages._check(wrong, model, sender)
 
 
+def test_a_handover_of_unknown_width_is_refused() -> None:
+    """Of none, or of one that no stage sends: by whoever gets it, before anything is computed."""
+    order = Handover(
+        stages=parse_stages("1:0-6,0:6-12"), index=1, codec=CodecSpec(), codecs=(CodecSpec(),), batch=1, num_tokens=17,
+        timeout_s=1.0, tensors=(),
+    )  # fmt: skip
+    assert Handover.from_json(order.to_json()) == order
+    for codecs in ([], ["means:4"]):
+        with pytest.raises(FrameError, match="between stages travel"):
+            Handover.from_json({**order.to_json(), "codecs": codecs})
+
+
+def test_a_refused_request_gives_its_credits_back(cluster: edgeprism.Cluster) -> None:
+    """One sample of many is wrong, and those before it are laid in line for the stage here: others go on at once."""
+    model = make("GPT2LMHeadModel")
+    good = {"input_ids": torch.arange(12).reshape(1, 12)}
+    reference = expected(model, good)
+    wrong = torch.arange(12).repeat(8, 1)
+    wrong[5, 3] = 10**6
+    with edgeprism.load(model, cluster=cluster, plan=Plan.pipeline(parse_stages("1:0-6,0:6-12"), 3)) as engine:
+        engine(**good)
+        for _ in range(5):
+            refused = engine.submit(input_ids=wrong)
+            answers = [engine.submit(**good) for _ in range(4)]
+            with pytest.raises(InputError, match="1000000"):
+                refused.result(60)
+            for answer in answers:
+                assert difference(answer.result(60), reference, good) <= 1e-4
+                assert answer.trace is not None and not answer.trace.failures
+
+
+def test_a_stage_that_becomes_slow_is_given_time(cluster: edgeprism.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slower than the devices before it wait for room: deadlines grow until outputs come, and come right."""
+    is_slow = threading.Event()
+    take = WorkerStages.take
+
+    def slow(self: WorkerStages, frame: object, model: object, staging: object) -> None:
+        if self._transport.rank == 2 and is_slow.is_set():
+            threading.Event().wait(0.6)
+        take(self, frame, model, staging)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WorkerStages, "take", slow)
+    monkeypatch.setenv("EDGEPRISM_DEADLINE_S", "0.5")
+    model, inputs = make(ARCHITECTURE), example(ARCHITECTURE, batch=1)
+    reference = expected(model, inputs)
+    with edgeprism.load(model, cluster=cluster, plan=Plan.pipeline(parse_stages("1:0-6,2:6-12"), 3)) as engine:
+        for _ in range(4):
+            engine(**inputs)
+        is_slow.set()
+        answers = [engine.submit(**inputs) for _ in range(6)]
+        for answer in answers:
+            assert difference(answer.result(100), reference, inputs) <= 1e-4
+
+
+def test_texts_that_cannot_be_continued_leave_nothing_behind(
+    cluster: edgeprism.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mask for other prompts, or more at once than a device keeps: refused, and the next ones are continued."""
+    model, inputs = make("LlamaForCausalLM"), padded("LlamaForCausalLM", "left")
+    wanted = model.generate(**inputs, do_sample=False, max_new_tokens=5)
+    with edgeprism.load(model, cluster=cluster, plan=Plan.pipeline(parse_stages("0:0-6,1:6-12"), 3)) as engine:
+        for mask in (inputs["attention_mask"][:1], inputs["attention_mask"].repeat(2, 1)):
+            with pytest.raises(InputError, match="attention_mask"):
+                engine.generate(inputs["input_ids"], attention_mask=mask, max_new_tokens=5)
+        with monkeypatch.context() as patch:
+            patch.setattr("edgeprism.runtime.pipelined.MAX_KEPT_BYTES", 1000)
+            with pytest.raises(InputError, match="use a smaller micro-batch"):
+                engine.generate(**inputs, max_new_tokens=5)
+        assert engine.generate(**inputs, max_new_tokens=5).tolist() == wanted.tolist()
+        assert engine.last_trace is not None and not engine.last_trace.failures
+
+
+def test_answers_are_given_out_while_a_text_is_continued(cluster: edgeprism.Cluster) -> None:
+    """Those that were submitted before it are not held back until its end."""
+    model, inputs = make("GPT2LMHeadModel"), example("GPT2LMHeadModel", batch=1)
+    order: list[str] = []
+    with edgeprism.load(model, cluster=cluster, plan=Plan.pipeline(parse_stages("0:0-6,1:6-12"), 3)) as engine:
+        answers = [engine.submit(**inputs) for _ in range(6)]
+        answers[-1].add_done_callback(lambda _: order.append("answer"))
+        engine.generate(torch.arange(4, 10)[None], max_new_tokens=24)
+        order.append("text")
+        assert order == ["answer", "text"]
+
+
 def test_rounded_activations_travel_in_fewer_bytes(cluster: edgeprism.Cluster) -> None:
     """A half, a quarter and an eighth, and answers that are near."""
     model, inputs = make(ARCHITECTURE), example(ARCHITECTURE)

@@ -62,6 +62,17 @@ def test_a_link_that_is_fast_again_gets_more_bits() -> None:
     assert sum(widths_seen[1000:]) > 980
 
 
+def test_short_streams_widen_again() -> None:
+    """Each of two micro-batches, over a link that has become fast: as a long one would."""
+    widths = Widths()
+    widths.begin()
+    through(widths, 40, waited_s=3.0, idle_s=3.0)
+    for _ in range(400):
+        widths.begin()
+        last = through(widths, 2, waited_s=0.0, idle_s=9.0)[-1]
+    assert last == "exact"
+
+
 def test_the_allowed_widths_are_kept() -> None:
     """Of two, or of one."""
     widths = Widths()

@@ -6,7 +6,7 @@ fills in what the pieces need, under the names that the checkpoint has. What is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ class Held:
     stop: int
     num_pieces: int
 
-    def needs(self, name: str, *, ties_words: bool) -> bool:
+    def needs(self, name: str) -> bool:
         """Whether a parameter of that name is used by them: those of their blocks; what embeds, by the first piece; the
         last norm and the head, by the last one."""
         piece = piece_of(name)
@@ -78,9 +78,14 @@ class Held:
         if self.start == self.stop:
             return False
         is_embedding = any(part in name.split(".") for part in ("embeddings", "embed_tokens", "wte", "wpe"))
-        if is_embedding:
-            return self.start == 0 or (ties_words and self.stop == self.num_pieces and _is_words(name))
-        return self.stop == self.num_pieces
+        return self.start == 0 if is_embedding else self.stop == self.num_pieces
+
+    def reads(self, name: str, there: Set[str], ties: Mapping[str, str]) -> bool:
+        """Whether they need a tensor of the checkpoint: for itself, or since another parameter is tied to it and not
+        ``there``. A head that is there keeps its own values, whatever the configuration says of ties."""
+        pairs = [*ties.items(), *((source, target) for target, source in ties.items())]
+        tied = [other for one, other in pairs if one == name and other not in there]
+        return self.needs(name) or any(self.needs(other) for other in tied)
 
 
 def piece_of(name: str) -> int | None:
@@ -101,29 +106,30 @@ def load_partial(directory: Path, start: int, stop: int, *, dtype: torch.dtype |
     """The transformers model of a directory with values for the pieces [start, stop) only, in evaluation mode.
     ModelFilesError for what is missing or broken."""
     architecture = architecture_of(directory)
-    model, mapping, held, ties_words = _outline(directory, architecture, start, stop, dtype)
+    model, mapping, held, ties = _outline(directory, architecture, start, stop, dtype)
     dtype = model.dtype
-    names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    names = _names(model)
     with ExitStack() as files, no_progress_bar():
         found: dict[str, Any] = {}
         try:
-            for path in weight_files(directory):
-                file = files.enter_context(safe_open(path, framework="pt"))
+            opened = [files.enter_context(safe_open(path, framework="pt")) for path in weight_files(directory)]
+            renamed = {key: _renamed(key, model, mapping) for file in opened for key in file.keys()}  # noqa: SIM118
+            there = names & {*renamed.values()}
+            for file in opened:
                 for key in file.keys():  # noqa: SIM118 - it is no dictionary
-                    name = _renamed(key, model, mapping)
-                    if name in names and held.needs(name, ties_words=ties_words):
+                    if renamed[key] in there and held.reads(renamed[key], there, ties):
                         found[key] = file.get_slice(key)
             convert_and_load_state_dict_in_model(
                 model, found, LoadStateDictConfig(dtype=dtype, weight_mapping=mapping)
             )  # fmt: skip
         except (OSError, ValueError, KeyError, SafetensorError) as exc:
             raise ModelFilesError(f"{directory} cannot be loaded as {architecture}: {exc}") from exc
-    model.tie_weights()
+    _tie(model, ties, there)
     _fill_buffers(model)
     missing = [
         name
-        for name, value in model.named_parameters()
-        if value.is_meta and held.needs(name, ties_words=False) and not name.startswith("pooler.")
+        for name, value in model.named_parameters(remove_duplicate=False)
+        if value.is_meta and held.needs(name) and not name.startswith("pooler.")
     ]
     if missing:
         raise ModelFilesError(
@@ -138,25 +144,40 @@ def load_partial(directory: Path, start: int, stop: int, *, dtype: torch.dtype |
 def needed_tensors(directory: Path, names: Iterable[str], start: int, stop: int) -> set[str]:
     """Those of a checkpoint's tensors that the pieces [start, stop) need, from config.json alone. ModelFilesError."""
     architecture = named_architecture(directory)
-    model, mapping, held, ties_words = _outline(directory, architecture, start, stop, None)
-    there = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    model, mapping, held, ties = _outline(directory, architecture, start, stop, None)
     renamed = {name: _renamed(name, model, mapping) for name in names}
-    return {name for name, own in renamed.items() if own in there and held.needs(own, ties_words=ties_words)}
+    there = _names(model) & {*renamed.values()}
+    return {name for name, own in renamed.items() if own in there and held.reads(own, there, ties)}
 
 
 def _outline(
     directory: Path, architecture: str, start: int, stop: int, dtype: torch.dtype | None
-) -> tuple[PreTrainedModel, list[Any], Held, bool]:
-    """A model without values, how a checkpoint's names become its own, what is held of it, and whether its head has the
-    words of its embedding."""
+) -> tuple[PreTrainedModel, list[Any], Held, dict[str, str]]:
+    """A model without values, how a checkpoint's names become its own, what is held of it, and which parameters are
+    tied to which, by the configuration."""
     config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
     with torch.device("meta"):
         model = getattr(transformers, architecture)(config)
     model = model.to(dtype or config.dtype or torch.float32).eval()
     held = Held(start, stop, PIECES_A_BLOCK * config.num_hidden_layers)
-    has_words = architecture.endswith(("LMHeadModel", "ForCausalLM", "ForMaskedLM"))
-    ties_words = has_words and bool(getattr(config, "tie_word_embeddings", False))
-    return model, get_model_conversion_mapping(model), held, ties_words
+    ties = dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+    return model, get_model_conversion_mapping(model), held, ties
+
+
+def _names(model: nn.Module) -> set[str]:
+    """Of parameters and buffers, those that are tied to others included."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name for name, _ in (*parameters, *model.named_buffers(remove_duplicate=False))}
+
+
+def _tie(model: PreTrainedModel, ties: Mapping[str, str], there: Set[str]) -> None:
+    """Gives a parameter that the checkpoint lacks the values of the one that it is tied to."""
+    for target, source in ties.items():
+        if (target in there) == (source in there):
+            continue
+        lacks, has = (source, target) if target in there else (target, source)
+        parent, _, name = lacks.rpartition(".")
+        setattr(model.get_submodule(parent), name, model.get_parameter(has))
 
 
 def adapt_partial(model: PreTrainedModel, device: torch.device, start: int, stop: int) -> Model:
@@ -215,10 +236,6 @@ def _renamed(key: str, model: PreTrainedModel, mapping: list[Any]) -> str:
     if name not in values and key in values:
         name, _ = rename_source_key(key, [], [], model.base_model_prefix, values)
     return str(name)
-
-
-def _is_words(name: str) -> bool:
-    return name.endswith(("word_embeddings.weight", "embed_tokens.weight", "wte.weight"))
 
 
 def _fill_buffers(model: nn.Module) -> None:

@@ -25,7 +25,7 @@ from edgeprism.models.load import directory_of, no_progress_bar
 from edgeprism.models.manifest import fingerprint
 from edgeprism.models.model import DTYPES, Model
 from edgeprism.models.registry import adapt
-from edgeprism.models.text import CausalLM, check_ids
+from edgeprism.models.text import CausalLM, check_ids, real_tokens
 from edgeprism.runtime.accelerator import choose_device
 from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
 from edgeprism.runtime.auto import AutoPlans, AutoSettings
@@ -416,6 +416,7 @@ class Engine:
         self, model: CausalLM, ids: Tensor, mask: Tensor | None, settings: GreedySettings, abandoned: threading.Event
     ) -> Tensor:
         """Prompts in micro-batches through the stages, each of which keeps its own keys and values."""
+        mask = real_tokens(mask, ids)
         while self._scheduler.is_busy:
             self._scheduler.look_around()
         size = self._plan.micro_batch if isinstance(self._plan, Plan) else 1

@@ -66,6 +66,7 @@ class Membership:
         self._weights: WeightFiles | None = None
         self._tables = NO_TABLES
         self._shown: dict[int, int] = {}  # per cent of the weights, as last said
+        self._num_chunks = 0  # of weights that devices have asked for
         self._asked: dict[int, int] = {}  # the epoch in which a device was last asked to load the model
         self._holds_model: set[int] = set()
         self._checked: set[int] = set()  # those whose LOADED frame for this order was as it should be
@@ -94,9 +95,9 @@ class Membership:
         self._ask_to_load()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while self._loading() - self._transport.lost().keys() and time.monotonic() < deadline:
-            had = dict(self._shown)
+            had = self._num_chunks
             self._take_answers(0.05)
-            if any(percent > had.get(peer, -1) for peer, percent in self._shown.items()):  # it goes on
+            if self._num_chunks > had:  # it goes on
                 deadline = time.monotonic() + LOAD_TIMEOUT_S
         deadline = time.monotonic() + LINK_TIMEOUT_S
         while self._holds_model - set(self.ready()) - self._transport.lost().keys() and time.monotonic() < deadline:
@@ -135,7 +136,20 @@ class Membership:
     def wait_for(self, devices: Collection[int], timeout_s: float) -> None:
         """Until these have answered the newest epoch, or are lost, or time is out: who computes answers when that is
         done."""
-        self._await_answers({*devices} - {0}, timeout_s)
+        now = time.monotonic()
+        asked = {device for device in devices if device and not self._is_left_out(device, now)}
+        self._await_answers(asked & self._transport.connected(), timeout_s)
+
+    def wait(self, timeout_s: float) -> None:
+        """Takes in what devices say for so long."""
+        self._take_answers(timeout_s)
+        self._tell_new_epoch()
+        self._ask_to_load()
+
+    @property
+    def loading(self) -> set[int]:
+        """The devices that were asked to load the model in this epoch, and have not said how it went."""
+        return self._loading() - self._transport.lost().keys()
 
     @property
     def answering(self) -> tuple[int, ...]:
@@ -237,6 +251,7 @@ class Membership:
         if self._weights is None or question.request != self._order_number:
             return
         try:
+            self._num_chunks += 1
             meta, buffers = self._weights.answer(question.info)
             self._transport.send(
                 peer, Kind.CHUNK, epoch=question.epoch, request=question.request, meta=meta, buffers=buffers

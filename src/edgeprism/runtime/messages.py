@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar
 from edgeprism.errors import FrameError, InputError
 from edgeprism.models.reads import Reads
 from edgeprism.specs.codec import EXACT, CodecSpec
-from edgeprism.specs.plan import MAX_DEVICES, Stage, parse_stages
+from edgeprism.specs.plan import ACTIVATIONS, MAX_DEVICES, Stage, parse_stages
 from edgeprism.strategies.greedy import GreedySettings
 from edgeprism.wire.frame import Frame
 from edgeprism.wire.keys import Peer
@@ -232,6 +232,9 @@ class Handover:
             raise ValueError(f"stage {index} of {len(stages)}")
         if not 0 <= float(document["timeout_s"]) <= MAX_TIMEOUT_S:
             raise ValueError(f"timeout_s must lie between 0 and {MAX_TIMEOUT_S:g}")
+        codecs = tuple(CodecSpec.parse(codec) for codec in document["codecs"])
+        if not codecs or not {*codecs} <= {*ACTIVATIONS}:
+            raise ValueError(f"between stages travel {', '.join(map(str, ACTIVATIONS))} rows")
         traces = document["traces"]
         if not isinstance(traces, list) or len(traces) > index or not all(isinstance(one, dict) for one in traces):
             raise ValueError("traces are those of earlier stages")
@@ -239,7 +242,7 @@ class Handover:
             stages=stages,
             index=index,
             codec=CodecSpec.parse(document["codec"]),
-            codecs=tuple(CodecSpec.parse(codec) for codec in document["codecs"]),
+            codecs=codecs,
             batch=int(document["batch"]),
             num_tokens=int(document["num_tokens"]),
             timeout_s=float(document["timeout_s"]),

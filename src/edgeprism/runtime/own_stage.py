@@ -64,10 +64,21 @@ class OwnStage:
         """What was given in another stream is dropped; what is being computed of it will not come back."""
         self._stream = epoch, stream
         self._inbox.clear()
+        self.forget_texts()
 
-    def drop(self, numbers: set[int]) -> None:
-        """These are no longer wanted."""
+    def forget_texts(self) -> None:
+        """What is kept of them is freed."""
+        self._caches.clear()
+
+    def drop(self, numbers: set[int]) -> list[int]:
+        """These are no longer wanted. The devices that sent them: each may send another one instead."""
+        senders = [one.what.sender for one in self._inbox if one.number in numbers and isinstance(one.what, Frame)]
         self._inbox = deque(given for given in self._inbox if given.number not in numbers)
+        return senders
+
+    def is_free(self) -> None:
+        """From now on it has nothing to do: what it made is on its way, and it no longer waits for room behind it."""
+        self._free_since_s = time.monotonic()
 
     def give(self, given: Given) -> None:
         """Lays a micro-batch in line."""
@@ -82,8 +93,9 @@ class OwnStage:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, "edgeprism-0-computes", settle, (self._cores,))
         cache = self._caches.of(*self._stream, given.number, given.order)
+        chosen = codec(given.order)
         self._num_computing += 1
-        stream, future = self._stream, self._executor.submit(self._run, given, cache, codec(given.order))
+        stream, future = self._stream, self._executor.submit(self._run, given, cache, chosen)
         future.add_done_callback(lambda done: self._is_done(stream, given, done))
         return given, max(0.0, now - self._free_since_s), self._busy_s
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -38,6 +39,9 @@ from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.mailbox import MAX_KEPT_BYTES
 from edgeprism.wire.transport import COORDINATOR, Transport
+
+MAX_FRUITLESS = 8
+"""Failures one after the other without any output; then requests are refused, for nobody should wait for ever."""
 
 _SUMMED = tuple(one.name for one in fields(DeviceTrace) if one.name not in ("device", "work"))
 
@@ -98,6 +102,7 @@ class Pipelined:
         self._held_since_s: float | None = None  # the next stage has no room for what is ready
         self._num_losses: dict[int, int] = {}
         self._last_done_s = 0.0
+        self._num_fruitless = 0  # failures since the last output
 
     @property
     def num_in_hand(self) -> int:
@@ -177,7 +182,7 @@ class Pipelined:
                 self._fail(PeerFault(text, tuple(gone)))
             elif time.monotonic() > self._late_at_s():
                 # nobody is to blame: who does not answer the next epoch is left out
-                self._patience.learn_timeout(self._kind(next(iter(self._begun.values()))))
+                self._learn_timeout()
                 self._fail(PeerTimeout(f"no output of the {len(self._now)} stages before the deadline", ()))
         self._go_on()
 
@@ -192,15 +197,19 @@ class Pipelined:
         ``check`` is called now and then, and may raise. The trace names devices that failed: what they had of a text is
         computed anew."""
         began_s = time.monotonic()
-        found = self.stages.plan(plan, codec, is_running=False)
-        assert found is not None
+        while (found := self.stages.plan(plan, codec, is_running=False)) is None:  # devices load their stages
+            check()
+            self._transport.watch(0.1)
         self._now = found[0].stages
+        prompts = [text.prompt() for text in texts]
+        for text in texts:
+            self._check_size(found[0], text.ids.shape[0], text.num_tokens)
         request = _Request(
             answer=None, plan=found[0], batch=sum(text.ids.shape[0] for text in texts),
             num_tokens=texts[0].ids.shape[1], left_out=found[1], outputs=[None] * len(texts),
         )  # fmt: skip
-        for index, text in enumerate(texts):
-            inputs, size = text.prompt(), text.ids.shape[0]
+        for index, (text, inputs) in enumerate(zip(texts, prompts, strict=True)):
+            size = text.ids.shape[0]
             self._waiting.append(
                 _Micro(request=request, index=index, inputs=inputs, batch=size, num_tokens=text.num_tokens, text=text)
             )
@@ -227,8 +236,7 @@ class Pipelined:
         try:
             while self._waiting and self._begin_one():
                 pass
-            while self._outbox and self._hand_on(*self._outbox[0]):
-                self._outbox.popleft()
+            self._hand_all_on()
             if not self._outbox:
                 begun = self._own.begin(lambda order: self._credits.widths.choose(order.codecs))
                 if begun is not None and isinstance(begun[0].what, Frame):
@@ -238,6 +246,18 @@ class Pipelined:
                     )  # fmt: skip
         except PeerError as exc:
             self._fail(exc)
+
+    def _hand_all_on(self) -> None:
+        """As far as the next stage has room."""
+        had_some = bool(self._outbox)
+        while self._outbox:
+            number, done, trace = self._outbox[0]
+            if not self._hand_on(number, done, trace):
+                return
+            if self._outbox and self._outbox[0][0] == number:  # else its request was refused
+                self._outbox.popleft()
+        if had_some:
+            self._own.is_free()
 
     def _begin_one(self) -> bool:
         """Gives the next micro-batch to the first stage, if that has room."""
@@ -378,6 +398,7 @@ class Pipelined:
         named = blamed if isinstance(blamed, list) and blamed else [frame.sender]
         ranks = {rank for rank in named if rank in range(1, self._transport.num_devices)}
         if cause == "timeout":  # who waited in vain cannot tell who in front of it is slow
+            self._learn_timeout()
             self._fail(PeerTimeout(f"{message} (said device {frame.sender})", ()))
         else:
             self._fail(PeerFault(f"{message} (said device {frame.sender})", tuple(ranks)))
@@ -385,7 +406,7 @@ class Pipelined:
     def _finish(self, number: int, output: dict[str, Tensor]) -> None:
         micro, now = self._begun.pop(number), time.monotonic()
         self._patience.learn(self._kind(micro), now - max(micro.given_s, self._last_done_s), of=self._now)
-        self._last_done_s = now
+        self._last_done_s, self._num_fruitless = now, 0
         request = micro.request
         if micro.text is not None:
             self._continue(micro, micro.text, output)
@@ -452,7 +473,9 @@ class Pipelined:
         numbers = {number for number, micro in self._begun.items() if micro.request is request}
         for number in numbers:
             del self._begun[number]
-        self._own.drop(numbers)
+        for sender in self._own.drop(numbers):
+            with suppress(PeerError):  # it is gone, which is noticed elsewhere
+                self._transport.send(sender, Kind.CREDIT, epoch=self._members.epoch, request=self._stream)
         self._outbox = deque(one for one in self._outbox if one[0] not in numbers)
         if request.answer is None:
             request.error = error
@@ -465,6 +488,12 @@ class Pipelined:
         self._begun.clear()
         self._waiting = deque(micros)
         self._leave_stream()
+        self._num_fruitless += 1
+        if self._num_fruitless > MAX_FRUITLESS:
+            self._num_fruitless = 0
+            for request in self._requests():
+                self._refuse(request, type(exc)(f"{exc}; {MAX_FRUITLESS} attempts gave no output", exc.peers))
+            return
         try:
             failures = self._members.recover(exc, [stage.device for stage in self._now])
             for request in self._requests():
@@ -485,6 +514,10 @@ class Pipelined:
             request.plan = Plan.pipeline(
                 stages, self._transport.num_devices, plan.codec, micro_batch=plan.micro_batch, narrowest=plan.narrowest
             )
+            try:  # cut elsewhere, more may travel at once
+                self._check_size(request.plan, min(plan.micro_batch, request.batch), request.num_tokens)
+            except InputError as error:
+                self._refuse(request, error)
 
     def _place(self, micro: _Micro) -> tuple[float, float, int]:
         """In the order in which requests came, and their micro-batches."""
@@ -494,7 +527,17 @@ class Pipelined:
     def _requests(self) -> list[_Request]:
         return list(dict.fromkeys(micro.request for micro in (*self._begun.values(), *self._waiting)))
 
+    def forget_texts(self) -> None:
+        """What this device keeps of them is freed."""
+        self._own.forget_texts()
+
     # Waiting
+
+    def _learn_timeout(self) -> None:
+        """The oldest micro-batch may simply take longer by now; and so may what a worker waits for."""
+        for micro in [*self._begun.values()][:1]:
+            for kind in {self._kind(micro), self._first_kind(micro)}:
+                self._patience.learn_timeout(kind)
 
     def _late_at_s(self) -> float:
         oldest = next(iter(self._begun.values()))

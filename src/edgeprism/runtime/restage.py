@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from edgeprism.errors import EdgeprismError, PlanError
+from edgeprism.errors import PlanError
 from edgeprism.models.model import Model
 from edgeprism.runtime.membership import Membership
 from edgeprism.specs.codec import CodecSpec
@@ -24,6 +24,11 @@ TRY_AGAIN_S = 5.0
 """How long devices that could not hold the model are taken to be unable to: many may ask for the same at once."""
 ANSWER_S = 2.5
 """How long devices that are connected may take to answer a new epoch: they finish what they compute first."""
+LOADING_S = 900.0
+"""How long a device may take to load its stage, once nobody waits for it any more."""
+BACK_OFF_S, MAX_BACK_OFF_S = 10.0, 600.0
+"""A device that failed again, or did not load its stage, is not given one for so long, and then for twice as long: each
+time all others load theirs anew."""
 
 Share = Callable[[tuple[Stage, ...]], None]
 
@@ -34,26 +39,34 @@ class Restaging:
     def __init__(self, model: Model, members: Membership, num_devices: int) -> None:
         self._spec, self._members, self._num_devices = model.spec, members, num_devices
         self._share: Share | None = None
+        self._ordered_s = 0.0  # when devices were last told what to load
         self._held: tuple[Stage, ...] = ()
         self._wanted: tuple[Stage, ...] = ()
+        self._epoch = -1  # in which answers were waited for
+        self._unable: dict[int, tuple[int, float]] = {}  # how often, and until when a device gets no stage
         self._failed: tuple[tuple[int, ...], float, str] = ((), 0.0, "")  # who could not hold the model, when, and why
 
     def hold(self, stages: tuple[Stage, ...], share: Share) -> None:
         """From now on devices hold the pieces of these stages only; ``share`` has them load those of others."""
         self._held = self._wanted = stages
-        self._share = share
+        self._share, self._ordered_s = share, time.monotonic()
 
     def plan(self, given: str | Plan, codec: CodecSpec, *, is_running: bool) -> tuple[Plan, tuple[str, ...]] | None:
-        """The plan of a request over the devices that are ready; who is left out, and why. None where stages would have
-        to change first, and something is under way on them. PlanError for what cannot be."""
+        """The plan of a request over the devices that are ready; who is left out, and why. None while stages would have
+        to change first and something is under way on them, or while devices still load theirs. PlanError for what
+        cannot be."""
         if isinstance(given, Plan):
             check(self._spec, given)
         members = self._members
+        self._await_answers()
         ready = members.ready()
         wanted = given.stages if isinstance(given, Plan) else self._wanted or self._cut(ready)
-        there = {*ready} if self._share is None else {*members.answering}
         stages = self._held if self._share is not None else wanted
-        in_use, could_be = {stage.device for stage in stages}, {stage.device for stage in wanted} & there
+        in_use = {stage.device for stage in stages}
+        if self._share is not None and self._still_loads(in_use - {*ready}):
+            return None
+        there = {*ready} if self._share is None else {*members.answering} - self._backing_off()
+        could_be = {stage.device for stage in wanted if stage.stop > stage.start} & there
         if not in_use <= {*ready} or (self._share is not None and not could_be <= in_use):
             if is_running:
                 return None
@@ -69,33 +82,64 @@ class Restaging:
         lost = self._members.lost()
         wanted = self._wanted or tuple(stages)
         self._members.wait_for([stage.device for stage in wanted if stage.device not in lost], ANSWER_S)
-        return self.without_lost(wanted)
+        found = self.without_lost(wanted)
+        for device in {stage.device for stage in stages} - {stage.device for stage in found}:
+            self._back_off(device, is_first_free=True)
+        return found
 
     def without_lost(self, wanted: Sequence[Stage]) -> tuple[Stage, ...]:
         """Stages for those of their devices that can be used. Where they have to load other pieces for that, those that
-        cannot are left out, too."""
-        tried: set[tuple[int, ...]] = set()
+        cannot are left out, too: for lack of memory, or of a link with the others."""
         while True:
             there = self._members.ready() if self._share is None else self._members.answering
-            devices = tuple(stage.device for stage in wanted if stage.device in there) or (COORDINATOR,)
+            usable = {*there} if self._share is None else {*there} - self._backing_off()
+            devices = tuple(stage.device for stage in wanted if stage.device in usable) or (COORDINATOR,)
+            stages = self._for(wanted, devices)
             if self._share is None:
-                return self._for(wanted, devices)
-            if tuple(stage.device for stage in self._held) != devices or not {*devices} <= {*self._members.ready()}:
-                if devices in tried:
-                    raise PlanError(f"devices {', '.join(map(str, devices))} do not load their stages; see their logs")
-                tried.add(devices)
-                self._load(self._for(wanted, devices), devices)
-            if {*devices} <= {*self._members.ready()}:
+                return stages
+            used = {stage.device for stage in stages}
+            late = used - {*self._members.ready()}
+            if stages != self._held or (late and not self._still_loads(late)):
+                self._load(stages, devices)
+            while self._still_loads(late := used - {*self._members.ready()}):
+                self._members.wait(0.1)
+            if not late:
                 return self._held
+            for device in late:
+                self._back_off(device)
+
+    def _still_loads(self, devices: Collection[int]) -> bool:
+        """Whether one of these loads what it is to hold, and not for too long yet."""
+        return bool({*devices} & self._members.loading) and time.monotonic() < self._ordered_s + LOADING_S
+
+    def _await_answers(self) -> None:
+        """Once in an epoch: who is asked for a stage has had the time to answer."""
+        if self._share is not None and self._epoch != self._members.epoch:
+            self._epoch = self._members.epoch
+            backing_off = self._backing_off()
+            self._members.wait_for([one.device for one in self._wanted if one.device not in backing_off], ANSWER_S)
+
+    def _backing_off(self) -> set[int]:
+        now = time.monotonic()
+        return {device for device, (_, until_s) in self._unable.items() if until_s > now}
+
+    def _back_off(self, device: int, *, is_first_free: bool = False) -> None:
+        """``is_first_free``: a device that failed once, as by being started anew, may come back at once."""
+        now = time.monotonic()
+        times, until_s = self._unable.get(device, (0, now))
+        times = 0 if now > until_s + MAX_BACK_OFF_S else times
+        back_off_s = 0.0 if is_first_free and not times else min(MAX_BACK_OFF_S, BACK_OFF_S * 2.0**times)
+        self._unable[device] = (times + 1, now + back_off_s)
 
     def _load(self, stages: tuple[Stage, ...], devices: tuple[int, ...]) -> None:
         assert self._share is not None
         failed, at_s, why = self._failed
         if failed == devices and time.monotonic() - at_s < TRY_AGAIN_S:
             raise PlanError(why)
+        self._ordered_s = time.monotonic()
         try:
             self._share(stages)
-        except EdgeprismError as exc:
+        except Exception as exc:  # also what torch says where memory ends in the middle
             self._held = ()  # nobody knows any more who holds what
             others = "; ".join(f"device {device}: {why}" for device, why in self._members.absent().items())
             why = f"the devices that are left cannot hold the model: device 0: {exc}{'; ' if others else ''}{others}"

@@ -83,7 +83,7 @@ class Scheduler:
         elif not self._begin(answer):
             self._queue.put_back(answer)
             self.look_around()
-        self._queue.deliver()  # here, where a callback finds everything in order
+        self._queue.deliver()
         self._learn()
 
     def choose_by(self, adaptive: Adaptive | None) -> None:
@@ -95,6 +95,7 @@ class Scheduler:
 
         def share(stages: tuple[Stage, ...]) -> None:
             holders.stages = stages
+            self._pipelined.forget_texts()
             self._model.release()
             gc.collect()  # layers refer to each other here and there
             self._model.become(holders.own())
@@ -196,6 +197,7 @@ class Scheduler:
                 self._adaptive.probe(self.coordinator.ready())
         self._singles.collect()
         self._pipelined.collect()
+        self._queue.deliver()  # here, where a callback finds everything in order
 
 
 def noted(trace: Trace, plan: str | Plan, num_devices: int, *, auto_note: str = AUTO_NOTE) -> Trace:

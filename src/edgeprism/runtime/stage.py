@@ -156,6 +156,10 @@ class Caches:
             raise FrameError(f"a token of text {number}, whose prompt never came")
         return self._texts[number]
 
+    def clear(self) -> None:
+        """Frees them all."""
+        self._texts.clear()
+
 
 class Widths:
     """How wide rows travel to the next stage: narrower where the link is what holds everybody up, wider again where it
@@ -190,12 +194,14 @@ class Widths:
         """The receiver had nothing to do for so long, after a micro-batch that took it so long."""
         waited_s, self._waited_s = self._waited_s, 0.0
         self._num_seen += 1
-        if self._num_seen <= QUEUE_LENGTH + 1 or busy_s <= 0:
+        if busy_s <= 0:
             return
-        if idle_s > self.WAITS * busy_s and waited_s > self.WAITS * busy_s:
+        has_waited = waited_s > self.WAITS * busy_s
+        is_filling = self._num_seen <= QUEUE_LENGTH + 1
+        if has_waited and idle_s > self.WAITS * busy_s and not is_filling:
             self._level, self._num_calm = self._level + 1, 0
             self._num_seen = 0  # what is under way is as wide as before
-        elif self._level:
+        elif self._level and not (has_waited and is_filling):
             self._num_calm += 1
             if self._num_calm >= self._needed:
                 self._level, self._num_calm = self._level - 1, 0
@@ -245,6 +251,10 @@ class WorkerStages:
         """From the receiver of a handover."""
         self._credits.take(frame)
 
+    def forget_texts(self) -> None:
+        """What is kept of them is freed."""
+        self._caches.clear()
+
     def take(self, frame: Frame, model: Model, staging: Staging) -> None:
         """Computes the stage of a HANDOVER, and hands on. PeerError where the next one takes nothing for too long."""
         order, meter, began_s = Handover.from_json(frame.info), Meter(), time.monotonic()
@@ -257,16 +267,17 @@ class WorkerStages:
         cache = self._caches.of(epoch, stream, frame.block, order)
         codec = self._credits.widths.choose(order.codecs or (order.codec,))
         done = StageRun(model, order, meter, cache, codec).run(staging.from_wire(frame, meter))
-        computed_s = time.monotonic() - began_s
         if order.is_last:
             results = Results(names=done.names, tensors=done.tensors).in_pieces(transport.limits.max_array_bytes)
             done = replace(done, names=results.names, tensors=results.tensors)
         buffers = staging.to_wire([tensor.contiguous() for tensor in done.tensors], meter)
+        computed_s = time.monotonic() - began_s  # an accelerator is done now, not before
         receiver, deadline = order.next_device, began_s + computed_s + order.timeout_s
         self._busy_s = computed_s
         if not order.is_last:
+            waits_since_s = time.monotonic()
             self._await_credit(receiver, epoch, stream, deadline)
-            self._credits.widths.waited(time.monotonic() - began_s - computed_s)
+            self._credits.widths.waited(time.monotonic() - waits_since_s)
         stats, total_s = transport.take_stats(), time.monotonic() - began_s
         wire_s = stats.send_s + stats.receive_s
         trace = DeviceTrace(

@@ -25,8 +25,9 @@ class Text:
         settings: GreedySettings,
         emit: Callable[[Tensor], None] = lambda step: None,
     ) -> None:
-        self.ids, self.steps = ids, list[Tensor]()
-        self._model, self._mask, self._settings, self._emit = model, mask, settings, emit
+        self.ids, self.steps = ids.cpu(), list[Tensor]()
+        self._model, self._settings, self._emit = model, settings, emit
+        self._mask = None if mask is None else mask.cpu()
         self._stops = torch.tensor(settings.stop_ids)
         self._goes_on = torch.ones(ids.shape[0], dtype=torch.bool)
         self._position: Tensor | None = None

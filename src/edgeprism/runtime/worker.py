@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edgeprism.codecs.calibration import Calibration
@@ -133,6 +134,7 @@ class Worker:
         log.info("%s: what it had loaded is freed, and this worker waits for the next one", why)
         self._model = self._staging = self._order_number = None
         self._calibrations = {}
+        self._stages.forget_texts()
         gc.collect()  # a model refers to itself here and there
 
     def _handle(self, frame: Frame) -> None:
@@ -180,11 +182,15 @@ class Worker:
 
     def _report(self, frame: Frame, exc: Exception) -> None:
         blamed = list(exc.peers) if isinstance(exc, PeerError) else []
+        if frame.kind is Kind.HANDOVER and isinstance(exc, FrameError):
+            blamed = [frame.sender]  # it sent what cannot be used
         text = str(exc) if isinstance(exc, EdgeprismError) else f"{type(exc).__name__}: {exc}"
         causes = {PeerTimeout: "timeout", PeerLost: "lost", InputError: "input"}
         cause = next((name for kind, name in causes.items() if isinstance(exc, kind)), "")
         if frame.kind is Kind.LOAD:
             cause = ""  # files that cannot be used are this worker's own trouble
+        if frame.kind is Kind.HANDOVER and isinstance(exc, MemoryError | torch.OutOfMemoryError):
+            cause, text = "input", f"this micro-batch needs more memory than device {self._transport.rank} has: {text}"
         meta = {"message": text[:2000], "blamed": blamed, "cause": cause}
         try:
             self._transport.send(
@@ -207,6 +213,7 @@ class Worker:
     def _load_model(self, frame: Frame) -> None:
         had_one = self._model is not None
         self._model, self._order_number, self._calibrations = None, None, {}
+        self._stages.forget_texts()
         if had_one:
             gc.collect()  # the old one is freed before the new one comes
         self._model = self._load(LoadOrder.from_json(frame.info), Fetch(self._transport, frame, self._ends))
