@@ -211,7 +211,7 @@ def test_texts_that_cannot_be_continued_leave_nothing_behind(
             with pytest.raises(InputError, match="attention_mask"):
                 engine.generate(inputs["input_ids"], attention_mask=mask, max_new_tokens=5)
         with monkeypatch.context() as patch:
-            patch.setattr("edgeprism.runtime.pipelined.MAX_KEPT_BYTES", 1000)
+            patch.setattr("edgeprism.runtime.lateness.MAX_KEPT_BYTES", 1000)
             with pytest.raises(InputError, match="use a smaller micro-batch"):
                 engine.generate(**inputs, max_new_tokens=5)
         assert engine.generate(**inputs, max_new_tokens=5).tolist() == wanted.tolist()

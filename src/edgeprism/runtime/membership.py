@@ -53,7 +53,6 @@ class Membership:
         """Says what is wrong with what a device computes, as its LOADED frame shows; empty if nothing."""
         self.versions: dict[int, str] = {}
         """What each device runs, as it says."""
-        transport.serve(Kind.FETCH, self._send_weights)
         self._introductions = introductions or {}
         self._peers = frozenset(range(transport.num_devices)) - {transport.rank}
         self._num_losses = dict(transport.num_losses)
@@ -87,6 +86,7 @@ class Membership:
         ``weights`` are sent to workers that ask for them, ``tables`` (of calibrations) with the order.
         """
         self._weights, self._tables = weights, tables
+        self._transport.serve(Kind.FETCH, self._send_weights)
         self._checked.clear()
         self.new_epoch()
         self._orders = dict.fromkeys(self._peers, orders) if isinstance(orders, LoadOrder) else dict(orders)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 from torch import Tensor
 from transformers.utils import ModelOutput
@@ -21,8 +20,10 @@ from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, 
 from edgeprism.models.model import Model, only
 from edgeprism.runtime.answers import Answer, RequestQueue
 from edgeprism.runtime.job import WORKERS_PART, Results, as_computed, as_sent
+from edgeprism.runtime.lateness import Lateness
 from edgeprism.runtime.membership import Membership
-from edgeprism.runtime.messages import MAX_TIMEOUT_S, Handover
+from edgeprism.runtime.messages import Handover
+from edgeprism.runtime.micro_batch import Micro, Request
 from edgeprism.runtime.own_stage import Given, Made, OwnStage
 from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.restage import Restaging
@@ -30,50 +31,15 @@ from edgeprism.runtime.stage import Credits, Done
 from edgeprism.runtime.text import Text
 from edgeprism.runtime.trace import DeviceTrace, Trace
 from edgeprism.specs.codec import CodecSpec
-from edgeprism.specs.cost import whole_model_macs
 from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.meter import Meter
-from edgeprism.strategies.pipeline.partition import cut_bytes
 from edgeprism.strategies.replica.forward import batch_of, merge, samples_of
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
-from edgeprism.wire.mailbox import MAX_KEPT_BYTES
 from edgeprism.wire.transport import COORDINATOR, Transport
 
 MAX_FRUITLESS = 8
 """Failures one after the other without any output; then requests are refused, for nobody should wait for ever."""
-
-_SUMMED = tuple(one.name for one in fields(DeviceTrace) if one.name not in ("device", "work"))
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Request:
-    """One request: what has come of its micro-batches, in their order."""
-
-    answer: Answer | None
-    """None for texts that are continued: their caller waits for them."""
-    plan: Plan
-    batch: int
-    num_tokens: int
-    left_out: tuple[str, ...]
-    outputs: list[dict[str, Tensor] | None]
-    parts: dict[int, DeviceTrace] = field(default_factory=dict)
-    failures: tuple[str, ...] = ()
-    error: BaseException | None = None
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Micro:
-    """One micro-batch: the samples at ``index`` of its request. ``text``: where it is continued."""
-
-    request: _Request
-    index: int
-    inputs: dict[str, Any]
-    batch: int
-    num_tokens: int
-    text: Text | None = None
-    number: int | None = None
-    given_s: float = 0.0
 
 
 class Pipelined:
@@ -89,25 +55,30 @@ class Pipelined:
         numbers: Iterator[int],
         cores: tuple[int, ...] | None,
     ) -> None:
-        self._transport, self._model, self._members, self._patience = transport, model, members, patience
+        self._transport, self._model, self._members = transport, model, members
+        self._lateness = Lateness(model, members, patience)
         self._queue, self._numbers = queue, numbers
         self._staging, self._credits = Staging(model.device), Credits()
         self._own = OwnStage(model, cores, transport.wake)
         self.stages = Restaging(model, members, transport.num_devices)
         self._now: tuple[Stage, ...] = ()  # the stages of what is under way
         self._stream, self._num_micros = 0, 0
-        self._waiting: deque[_Micro] = deque()
-        self._begun: dict[int, _Micro] = {}  # by number, in the order in which they went in
+        self._waiting: deque[Micro] = deque()
+        self._begun: dict[int, Micro] = {}  # by number, in the order in which they went in
         self._outbox: deque[tuple[int, Done, DeviceTrace]] = deque()
         self._held_since_s: float | None = None  # the next stage has no room for what is ready
         self._num_losses: dict[int, int] = {}
-        self._last_done_s = 0.0
         self._num_fruitless = 0  # failures since the last output
 
     @property
     def num_in_hand(self) -> int:
         """Micro-batches that are not done."""
         return len(self._waiting) + len(self._begun)
+
+    @property
+    def _oldest(self) -> Micro:
+        """Of what is under way; there is something."""
+        return next(iter(self._begun.values()))
 
     def holds(self, frame: Frame) -> bool:
         """Whether a frame is of what is under way here, or was."""
@@ -116,7 +87,13 @@ class Pipelined:
     @property
     def patience_s(self) -> float:
         """Seconds until the micro-batch that went in first is late."""
-        return max(0.0, self._late_at_s() - time.monotonic()) if self._begun else 1.0
+        if not self._begun:
+            return 1.0
+        return max(0.0, self._lateness.at_s(self._oldest, self._now) - time.monotonic())
+
+    def forget_texts(self) -> None:
+        """What this device keeps of them is freed."""
+        self._own.forget_texts()
 
     def offer(self, answer: Answer) -> bool:
         """Takes a request in; False while others wait for the first stage, or stages have to change."""
@@ -132,11 +109,11 @@ class Pipelined:
             return False
         plan, left_out = found
         size = min(plan.micro_batch, batch)
-        self._check_size(plan, size, num_tokens)
+        self._lateness.check_size(plan, size, num_tokens)
         self._now = plan.stages
         answer._began_s = time.monotonic()
         starts = range(0, batch, size)
-        request = _Request(
+        request = Request(
             answer=answer, plan=plan, batch=batch, num_tokens=num_tokens, left_out=left_out,
             outputs=[None] * len(starts),
         )  # fmt: skip
@@ -144,7 +121,7 @@ class Pipelined:
             stop = min(start + size, batch)
             part = samples_of(inputs, start, stop, batch) if batch > 1 else inputs
             self._waiting.append(
-                _Micro(request=request, index=index, inputs=part, batch=stop - start, num_tokens=num_tokens)
+                Micro(request=request, index=index, inputs=part, batch=stop - start, num_tokens=num_tokens)
             )
         self._go_on()
         return True
@@ -180,9 +157,9 @@ class Pipelined:
             if gone:
                 text = "; ".join(f"device {device}: {why}" for device, why in gone.items())
                 self._fail(PeerFault(text, tuple(gone)))
-            elif time.monotonic() > self._late_at_s():
+            elif time.monotonic() > self._lateness.at_s(self._oldest, self._now):
                 # nobody is to blame: who does not answer the next epoch is left out
-                self._learn_timeout()
+                self._lateness.learn_timeout(self._oldest, self._now)
                 self._fail(PeerTimeout(f"no output of the {len(self._now)} stages before the deadline", ()))
         self._go_on()
 
@@ -203,15 +180,15 @@ class Pipelined:
         self._now = found[0].stages
         prompts = [text.prompt() for text in texts]
         for text in texts:
-            self._check_size(found[0], text.ids.shape[0], text.num_tokens)
-        request = _Request(
+            self._lateness.check_size(found[0], text.ids.shape[0], text.num_tokens)
+        request = Request(
             answer=None, plan=found[0], batch=sum(text.ids.shape[0] for text in texts),
             num_tokens=texts[0].ids.shape[1], left_out=found[1], outputs=[None] * len(texts),
         )  # fmt: skip
         for index, (text, inputs) in enumerate(zip(texts, prompts, strict=True)):
             size = text.ids.shape[0]
             self._waiting.append(
-                _Micro(request=request, index=index, inputs=inputs, batch=size, num_tokens=text.num_tokens, text=text)
+                Micro(request=request, index=index, inputs=inputs, batch=size, num_tokens=text.num_tokens, text=text)
             )
         try:
             self._go_on()
@@ -284,7 +261,7 @@ class Pipelined:
                 meta=order.to_json(), buffers=buffers,
             )  # fmt: skip
             self._credits.spend(first)
-            self._note(micro.request, [_sent_by(COORDINATOR, num_bytes)])
+            micro.request.note([_sent_by(COORDINATOR, num_bytes)])
         except PeerError:
             raise
         except FrameError as exc:  # too large to travel
@@ -293,11 +270,11 @@ class Pipelined:
             self._refuse(micro.request, exc)
         return True
 
-    def _order(self, micro: _Micro, stages: tuple[Stage, ...]) -> Handover:
+    def _order(self, micro: Micro, stages: tuple[Stage, ...]) -> Handover:
         names = tuple(name for name, value in micro.inputs.items() if isinstance(value, Tensor))
         options = tuple((name, bool(v)) for name, v in micro.inputs.items() if v is not None and name not in names)
         plan, text = micro.request.plan, micro.text
-        timeout_s = max(self._timeout_s(one, self._first_kind(one)) for one in self._begun.values())
+        timeout_s = self._lateness.until_output_s(self._begun.values(), stages)
         return Handover(
             stages=stages, index=0, codec=plan.codec, codecs=plan.codecs, batch=micro.batch,
             num_tokens=micro.num_tokens, timeout_s=WORKERS_PART * timeout_s, tensors=names, options=options,
@@ -305,7 +282,8 @@ class Pipelined:
         )  # fmt: skip
 
     def _enter_stream(self) -> None:
-        self._stream, self._num_micros, self._last_done_s = next(self._numbers), 0, 0.0
+        self._stream, self._num_micros = next(self._numbers), 0
+        self._lateness.begin()
         self._credits.enter(self._members.epoch, self._stream)
         self._own.enter(self._members.epoch, self._stream)
         self._outbox.clear()
@@ -336,7 +314,7 @@ class Pipelined:
         if micro is None:
             return True
         if done.names:
-            self._note(micro.request, [*_traces_of(order.traces, self._now), trace])
+            micro.request.note([*_traces_of(order.traces, self._now), trace])
             self._finish(number, Results(names=done.names, tensors=done.tensors).named())
             return True
         receiver = order.stage.device  # the order is the next stage's by now
@@ -384,7 +362,7 @@ class Pipelined:
         if micro is None:
             return
         found = Results.of_samples(frame, self._staging, micro.batch).named()
-        self._note(micro.request, _traces_of(frame.info.get("traces"), self._now))
+        micro.request.note(_traces_of(frame.info.get("traces"), self._now))
         self._finish(frame.block, found)
 
     def _take_fault(self, frame: Frame) -> None:
@@ -398,15 +376,16 @@ class Pipelined:
         named = blamed if isinstance(blamed, list) and blamed else [frame.sender]
         ranks = {rank for rank in named if rank in range(1, self._transport.num_devices)}
         if cause == "timeout":  # who waited in vain cannot tell who in front of it is slow
-            self._learn_timeout()
+            if self._begun:
+                self._lateness.learn_timeout(self._oldest, self._now)
             self._fail(PeerTimeout(f"{message} (said device {frame.sender})", ()))
         else:
             self._fail(PeerFault(f"{message} (said device {frame.sender})", tuple(ranks)))
 
     def _finish(self, number: int, output: dict[str, Tensor]) -> None:
-        micro, now = self._begun.pop(number), time.monotonic()
-        self._patience.learn(self._kind(micro), now - max(micro.given_s, self._last_done_s), of=self._now)
-        self._last_done_s, self._num_fruitless = now, 0
+        micro = self._begun.pop(number)
+        self._lateness.learn(micro, self._now)
+        self._num_fruitless = 0
         request = micro.request
         if micro.text is not None:
             self._continue(micro, micro.text, output)
@@ -422,7 +401,7 @@ class Pipelined:
             return
         self._answer(request, merged)
 
-    def _continue(self, micro: _Micro, text: Text, output: dict[str, Tensor]) -> None:
+    def _continue(self, micro: Micro, text: Text, output: dict[str, Tensor]) -> None:
         """Takes the next token of a text, and has the one after it computed."""
         ids = output.get("ids")
         if ids is None or ids.shape != (micro.batch,):
@@ -433,14 +412,14 @@ class Pipelined:
         else:
             micro.request.outputs[micro.index] = {}
 
-    def _answer(self, request: _Request, output: ModelOutput) -> None:
+    def _answer(self, request: Request, output: ModelOutput) -> None:
         answer = request.answer
         assert answer is not None and answer._began_s is not None
         trace = self._trace(request, answer._began_s, answer._began_s - answer._submitted_s)
         answer.trace = replace(trace, note=answer._note)
         self._queue.finish(answer, output)
 
-    def _trace(self, request: _Request, began_s: float, queued_s: float) -> Trace:
+    def _trace(self, request: Request, began_s: float, queued_s: float) -> Trace:
         parts = tuple(request.parts[device] for device in sorted(request.parts))
         return Trace(
             plan=request.plan,
@@ -455,19 +434,9 @@ class Pipelined:
             versions={part.device: self._members.versions.get(part.device, "") for part in parts},
         )
 
-    def _note(self, request: _Request, parts: Sequence[DeviceTrace]) -> None:
-        """A device's micro-batches add up; its work is the number of its pieces."""
-        for part in parts:
-            before = request.parts.get(part.device)
-            if before is None:
-                request.parts[part.device] = part
-                continue
-            summed = {name: getattr(before, name) + getattr(part, name) for name in _SUMMED}
-            request.parts[part.device] = replace(before, work=max(before.work, part.work), **summed)
-
     # Failing
 
-    def _refuse(self, request: _Request, error: BaseException) -> None:
+    def _refuse(self, request: Request, error: BaseException) -> None:
         """Ends one request; the others go on."""
         self._waiting = deque(micro for micro in self._waiting if micro.request is not request)
         numbers = {number for number, micro in self._begun.items() if micro.request is request}
@@ -515,67 +484,17 @@ class Pipelined:
                 stages, self._transport.num_devices, plan.codec, micro_batch=plan.micro_batch, narrowest=plan.narrowest
             )
             try:  # cut elsewhere, more may travel at once
-                self._check_size(request.plan, min(plan.micro_batch, request.batch), request.num_tokens)
+                self._lateness.check_size(request.plan, min(plan.micro_batch, request.batch), request.num_tokens)
             except InputError as error:
                 self._refuse(request, error)
 
-    def _place(self, micro: _Micro) -> tuple[float, float, int]:
+    def _place(self, micro: Micro) -> tuple[float, float, int]:
         """In the order in which requests came, and their micro-batches."""
         answer = micro.request.answer
         return 0.0 if answer is None else answer._submitted_s, float(id(micro.request)), micro.index
 
-    def _requests(self) -> list[_Request]:
+    def _requests(self) -> list[Request]:
         return list(dict.fromkeys(micro.request for micro in (*self._begun.values(), *self._waiting)))
-
-    def forget_texts(self) -> None:
-        """What this device keeps of them is freed."""
-        self._own.forget_texts()
-
-    # Waiting
-
-    def _learn_timeout(self) -> None:
-        """The oldest micro-batch may simply take longer by now; and so may what a worker waits for."""
-        for micro in [*self._begun.values()][:1]:
-            for kind in {self._kind(micro), self._first_kind(micro)}:
-                self._patience.learn_timeout(kind)
-
-    def _late_at_s(self) -> float:
-        oldest = next(iter(self._begun.values()))
-        return max(oldest.given_s, self._last_done_s) + self._timeout_s(oldest, self._kind(oldest))
-
-    def _timeout_s(self, micro: _Micro, kind: Hashable) -> float:
-        """How long until the next output."""
-        speeds = [self._members.macs_per_s.get(stage.device, 0.0) for stage in self._now]
-        slowest = min((speed for speed in speeds if speed), default=self._members.macs_per_s[COORDINATOR])
-        macs = micro.batch * whole_model_macs(self._model.spec, micro.num_tokens)
-        cuts = self._cut_bytes(micro.request.plan, micro.batch, micro.num_tokens)
-        num_bytes = sum(cuts[stage.start] for stage in self._now) + cuts[-1]
-        timeout_s = self._patience.timeout_s(kind, of=self._now, compute_s=macs / slowest, num_bytes=num_bytes)
-        return min(timeout_s, MAX_TIMEOUT_S)
-
-    def _kind(self, micro: _Micro) -> Hashable:
-        """What takes alike: the first output takes as long as all stages together, those behind it as the slowest."""
-        if self._last_done_s > micro.given_s:
-            return ("pipeline, in line", self._now, micro.batch, micro.num_tokens, micro.text is not None)
-        return self._first_kind(micro)
-
-    def _first_kind(self, micro: _Micro) -> Hashable:
-        return ("pipeline", self._now, micro.batch, micro.num_tokens, micro.text is not None)
-
-    def _cut_bytes(self, plan: Plan, batch: int, num_tokens: int) -> tuple[int, ...]:
-        return cut_bytes(
-            self._model.spec, plan.codec, num_tokens=num_tokens, batch=batch, element_bytes=self._model.dtype.itemsize
-        )
-
-    def _check_size(self, plan: Plan, batch: int, num_tokens: int) -> None:
-        """InputError where what a queue holds of a cut is more than a device keeps of what it has not asked for."""
-        cuts = self._cut_bytes(plan, batch, num_tokens)
-        largest = max([cuts[stage.start] for stage in plan.stages[1:]] + [cuts[-1]])
-        if 3 * largest > MAX_KEPT_BYTES:
-            raise InputError(
-                f"a micro-batch of {batch} samples hands on {largest / 1e6:.0f} MB at once, and "
-                f"{MAX_KEPT_BYTES / 3e6:.0f} MB can be; use a smaller micro-batch, or cut elsewhere"
-            )
 
 
 def _sent_by(device: int, num_bytes: int) -> DeviceTrace:
