@@ -108,5 +108,5 @@ def test_a_device_that_is_too_small_takes_part_of_a_stream(model: tuple[Path, to
 
 def test_where_nothing_fits(model: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
     """One line says what lacks."""
-    found = run(model[0], tmp_path, (600, 600), "latency")["latency"]
+    found = run(model[0], tmp_path, (500, 500), "latency")["latency"]
     assert "all devices together have" in found["error"] and "MB lack" in found["error"] and "\n" not in found["error"]

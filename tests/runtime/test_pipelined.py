@@ -220,11 +220,13 @@ def test_texts_that_cannot_be_continued_leave_nothing_behind(
 
 def test_answers_are_given_out_while_a_text_is_continued(cluster: edgeprism.Cluster) -> None:
     """Those that were submitted before it are not held back until its end."""
-    model, inputs = make("GPT2LMHeadModel"), example("GPT2LMHeadModel", batch=1)
+    model, inputs = make("GPT2LMHeadModel"), example("GPT2LMHeadModel", batch=32)
     order: list[str] = []
     with edgeprism.load(model, cluster=cluster, plan=Plan.pipeline(parse_stages("0:0-6,1:6-12"), 3)) as engine:
-        answers = [engine.submit(**inputs) for _ in range(6)]
-        answers[-1].add_done_callback(lambda _: order.append("answer"))
+        answer = engine.submit(**inputs)
+        answer.add_done_callback(lambda _: order.append("answer"))
+        while answer._began_s is None:
+            time.sleep(0.001)
         engine.generate(torch.arange(4, 10)[None], max_new_tokens=24)
         order.append("text")
         assert order == ["answer", "text"]
