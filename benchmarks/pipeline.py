@@ -30,7 +30,6 @@ from edgeprism.errors import LabError
 
 MB = 1e6
 IMAGES, MICRO_BATCH = 64, 8
-LAB_STARTS = 5
 WORKERS_CASES = ("two", "memory", "slow", "grid")
 RUN_ON_LABS = (*LAB_CASES, "unequal", "clusters")
 SIZES = {
@@ -254,15 +253,12 @@ def _measured(case: str, folder: Path, *, is_small: bool) -> dict[str, Any] | No
         return here[case](folder, is_small=is_small)
     if case == "grid":
         return grid(is_small=is_small)
-    for attempt in range(1, LAB_STARTS + 1):
-        try:
-            if case in LAB_CASES:
-                return on_lab(case, folder, make_model, is_small=is_small)
-            return {"unequal": unequal, "clusters": clusters}[case](folder, make_model, is_small=is_small)
-        except LabError as exc:
-            print(f"pipeline: start {attempt} of {LAB_STARTS}: {exc}", file=sys.stderr)
-            time.sleep(5.0)
-    return None
+    try:
+        if case in LAB_CASES:
+            return on_lab(case, folder, make_model, is_small=is_small)
+        return {"unequal": unequal, "clusters": clusters}[case](folder, make_model, is_small=is_small)
+    except LabError:
+        return None
 
 
 if __name__ == "__main__":

@@ -17,10 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeprism.errors import LabError
+from edgeprism.lab.device import LabDevice
+from edgeprism.lab.lab import Lab
 from edgeprism.planner.baselines import BASELINES
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.throughput import fastest
@@ -54,6 +58,7 @@ LAB_CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 UNEQUAL = Devices(speeds=(0.12,) * 8 + (0.06,) * 8)
 NUM_CLUSTERS, CLUSTER_REQUESTS = 10, 40
+LAB_STARTS = 5
 SMALL = Devices(speeds=(0.4, 0.4))
 
 SPEED_RATIOS, MEMORY_RATIOS, RATES_MBIT = (1, 2, 4, 8), (1, 4), (20, 100, 1000)
@@ -199,37 +204,48 @@ def _some_devices(number: int) -> Devices:
 
 
 class _Lab:
-    """A lab with workers, and orders for its device 0."""
+    """A lab with workers, and orders for its device 0. LabError where its own check refuses it each time."""
 
     def __init__(self, devices: Devices, folder: Path, *, is_checked: bool) -> None:
-        from edgeprism.lab.device import LabDevice
-        from edgeprism.lab.lab import Lab
-
-        self._lab = Lab(
-            [
-                LabDevice(name=f"device{i}", rate_mbit=devices.rate_mbit, speed=speed, memory_mb=devices.memory_mb)
-                for i, speed in enumerate(devices.speeds)
-            ]
-        )
-        self._folder, self._is_checked = Path(tempfile.mkdtemp(dir=folder)), is_checked
+        self._devices, self._is_checked = devices, is_checked
+        self._folder = Path(tempfile.mkdtemp(dir=folder))
         self.report: dict[str, Any] | None = None
 
     def __enter__(self) -> _Lab:
-        self._lab.__enter__()
-        try:
-            if self._is_checked:
-                report = self._lab.check()
-                self.report = report.to_json()
-                report.require()
-            self._cluster = self._lab.write_cluster(self._folder)
-            self._lab.start_workers(self._folder)
-        except BaseException:
-            self._lab.__exit__(*sys.exc_info())
-            raise
+        for attempt in range(1, LAB_STARTS + 1):
+            try:
+                self._lab = self._started()
+                break
+            except LabError as exc:
+                print(f"pipeline: start {attempt} of {LAB_STARTS}: {exc}", file=sys.stderr)
+                if attempt == LAB_STARTS:
+                    raise
+                time.sleep(5.0)
         return self
 
     def __exit__(self, *failure: Any) -> None:
         self._lab.__exit__(*failure)
+
+    def _started(self) -> Lab:
+        lab = Lab(
+            [
+                LabDevice(
+                    name=f"device{i}", rate_mbit=self._devices.rate_mbit, speed=speed,
+                    memory_mb=self._devices.memory_mb,
+                )
+                for i, speed in enumerate(self._devices.speeds)
+            ]
+        )  # fmt: skip
+        with ExitStack() as stack:
+            stack.enter_context(lab)
+            if self._is_checked:
+                report = lab.check()
+                self.report = report.to_json()
+                report.require()
+            self._cluster = lab.write_cluster(self._folder)
+            lab.start_workers(self._folder)
+            stack.pop_all()  # it stays up
+        return lab
 
     def run(self, order: dict[str, Any], *, is_alone: bool) -> dict[str, Any]:
         place, out = self._folder / "order.json", self._folder / "out.json"
