@@ -12,7 +12,8 @@ relay has none. A transfer that is off is measured six times more, and the lower
 some of them late, and none early.
 
 A device's speed is the processor time over the time that blocks of 5 and 25 ms of computing take (25 and 100 where
-devices have parts of one core), and must be within 3 %, in the median of three where the first is off.
+devices have parts of one core), and must be within 3 %, in the median of three where the first is off. A quota that was
+not used is a full bucket, too: a block that begins with one may be done so much earlier.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.errors import LabError
 from edgeprism.lab import probe
 from edgeprism.lab.buckets import burst_bytes, wire_bytes
+from edgeprism.lab.groups import quota_ms
 
 if TYPE_CHECKING:
     from edgeprism.lab.lab import Lab
@@ -81,11 +83,13 @@ class Speed:
     block_ms: float
     target: float
     measured: float
+    at_most: float
+    """What the target becomes in a block that begins with a whole quota."""
 
     @property
     def is_off(self) -> bool:
         """Whether it is too fast, or too slow."""
-        return abs(self.measured / self.target - 1) > SPEED_WITHIN
+        return not (1 - SPEED_WITHIN) * self.target <= self.measured <= (1 + SPEED_WITHIN) * self.at_most
 
     def __str__(self) -> str:
         return f"{self.device}: speed {self.measured:.3f} in blocks of {self.block_ms:g} ms, expected {self.target:g}"
@@ -158,7 +162,13 @@ def _speeds(lab: Lab, probes: Sequence[_Probe]) -> list[Speed]:
             ]
             rounds.append(
                 [
-                    Speed(device=device.name, block_ms=block_ms, target=target, measured=part)
+                    Speed(
+                        device=device.name,
+                        block_ms=block_ms,
+                        target=target,
+                        measured=part,
+                        at_most=target / (1 - quota_ms(target) / block_ms) if has_quotas else target,
+                    )  # fmt: skip
                     for device, target, part in zip(state.devices, targets, parts, strict=True)
                 ]
             )

@@ -23,6 +23,15 @@ SHARES, WEIGHT = 262144, 10000  # the most that versions 1 and 2 take; a session
 REMOVE_TIMEOUT_S = 5.0
 
 
+def _period_us(speed: float) -> int:
+    return max(QUOTA_PERIOD_US, math.ceil(MIN_QUOTA_US / speed))
+
+
+def quota_ms(speed: float) -> float:
+    """Of a device with such a part of a core: what it may take at once."""
+    return speed * _period_us(speed) / 1e3
+
+
 class Groups:
     """The groups of one device, made when needed."""
 
@@ -71,7 +80,7 @@ class Groups:
 
     def set_quota(self, speed: float) -> None:
         """At most this part of a core, however free it is. NoLab where the kernel has nothing for it."""
-        period_us = max(QUOTA_PERIOD_US, math.ceil(MIN_QUOTA_US / speed))
+        period_us = _period_us(speed)
         quota_us = round(speed * period_us)
         try:
             for directory in self.directories:
