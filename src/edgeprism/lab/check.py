@@ -168,7 +168,7 @@ def _speeds(lab: Lab, probes: Sequence[_Probe]) -> list[Speed]:
                         target=target,
                         measured=part,
                         at_most=target / (1 - quota_ms(target) / block_ms) if has_quotas else target,
-                    )  # fmt: skip
+                    )
                     for device, target, part in zip(state.devices, targets, parts, strict=True)
                 ]
             )
