@@ -221,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, and writes benchmarks/results/pipeline.json."""
     parser = arguments(__doc__)
     parser.add_argument("--case", choices=(*WORKERS_CASES, *RUN_ON_LABS), action="append", help="only this one")
+    parser.add_argument("--model", action="append", help="of a case on emulated devices: only this one")
     args = parser.parse_args(argv)
     import torch
 
@@ -234,11 +235,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="edgeprism-pipeline-") as folder:
         for case in wanted:
             print(f"pipeline: {case}", file=sys.stderr)
-            found = _measured(case, Path(folder), is_small=args.smoke)
+            found = _measured(case, Path(folder), args.model, is_small=args.smoke)
             if found is None:
                 missing.append(case)
                 continue
-            figures[case] = {"commit": commit(), **found}
+            before = figures.get(case, {}) if args.model else {}
+            figures[case] = {**before, "commit": commit(), **found}
             record("pipeline", figures, {"micro_batch": MICRO_BATCH, "images": IMAGES}, smoke=args.smoke)
             print(json.dumps({case: {k: v for k, v in found.items() if k not in ("seconds", "lab")}}, indent=1))
     if missing:
@@ -246,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if missing else 0
 
 
-def _measured(case: str, folder: Path, *, is_small: bool) -> dict[str, Any] | None:
+def _measured(case: str, folder: Path, only: list[str] | None, *, is_small: bool) -> dict[str, Any] | None:
     """None where the lab's own check refused it each time."""
     here = {"two": two, "memory": memory, "slow": slow}
     if case in here:
@@ -255,7 +257,7 @@ def _measured(case: str, folder: Path, *, is_small: bool) -> dict[str, Any] | No
         return grid(is_small=is_small)
     try:
         if case in LAB_CASES:
-            return on_lab(case, folder, make_model, is_small=is_small)
+            return on_lab(case, folder, make_model, only=only, is_small=is_small)
         return {"unequal": unequal, "clusters": clusters}[case](folder, make_model, is_small=is_small)
     except LabError:
         return None

@@ -128,14 +128,16 @@ def pipeline_on(devices: Devices, model: ModelSpec, one_core_s: float) -> Pipeli
     )
 
 
-def on_lab(case: str, folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]:
-    """Each model on devices that each hold one stage."""
+def on_lab(
+    case: str, folder: Path, make_model: Any, *, only: Sequence[str] | None, is_small: bool
+) -> dict[str, Any]:  # fmt: skip
+    """Each model, or ``only`` some of them, on devices that each hold one stage."""
     given = LAB_CASES[case]
     devices = SMALL if is_small else given["devices"]
     figures: dict[str, Any] = {"devices": devices.speeds, "rate_mbit": devices.rate_mbit}
     with _Lab(devices, folder, is_checked=not is_small) as lab:
         figures["lab"] = lab.report
-        for name in ["tiny"] if is_small else given["models"]:
+        for name in ["tiny"] if is_small else [name for name in given["models"] if name in (only or given["models"])]:
             directory = make_model(folder, name)
             spec = ModelSpec.from_directory(Path(directory))
             stages = fastest(replace(pipeline_on(devices, spec, 1.0), memory_bytes=(math.inf,) * len(devices.speeds)))
