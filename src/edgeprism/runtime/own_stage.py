@@ -16,8 +16,8 @@ from edgeprism.runtime.messages import Handover
 from edgeprism.runtime.stage import QUEUE_LENGTH, Caches, Done, StageRun
 from edgeprism.runtime.trace import DeviceTrace
 from edgeprism.specs.codec import CodecSpec
+from edgeprism.strategies.kv_cache import KeyValueCache
 from edgeprism.strategies.meter import Meter
-from edgeprism.strategies.pipeline.forward import StageCache
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame
 from edgeprism.wire.transport import COORDINATOR
@@ -117,7 +117,7 @@ class OwnStage:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
-    def _run(self, given: Given, cache: StageCache | None, codec: CodecSpec) -> tuple[Done, DeviceTrace]:
+    def _run(self, given: Given, cache: KeyValueCache | None, codec: CodecSpec) -> tuple[Done, DeviceTrace]:
         meter, began_s, stage = Meter(), time.monotonic(), given.order.stage
         run = StageRun(self._model, given.order, meter, cache, codec)
         is_frame = isinstance(given.what, Frame)

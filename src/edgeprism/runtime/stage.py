@@ -22,11 +22,11 @@ from edgeprism.runtime.messages import Handover
 from edgeprism.runtime.trace import DeviceTrace
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import PIECES_A_BLOCK
+from edgeprism.strategies.kv_cache import KeyValueCache
 from edgeprism.strategies.meter import Meter
 from edgeprism.strategies.pipeline.forward import (
     Flow,
     Passage,
-    StageCache,
     enter,
     enter_text,
     leave,
@@ -57,7 +57,7 @@ class StageRun:
         model: Model,
         order: Handover,
         meter: Meter,
-        cache: StageCache | None = None,
+        cache: KeyValueCache | None = None,
         codec: CodecSpec | None = None,
     ) -> None:
         """``codec``: what the next stage is to get, by default what this one got."""
@@ -138,9 +138,9 @@ class Caches:
 
     def __init__(self) -> None:
         self._stream = (0, 0)
-        self._texts: dict[int, StageCache] = {}
+        self._texts: dict[int, KeyValueCache] = {}
 
-    def of(self, epoch: int, stream: int, number: int, order: Handover) -> StageCache | None:
+    def of(self, epoch: int, stream: int, number: int, order: Handover) -> KeyValueCache | None:
         """The one of a handover, made with a text's prompt; None where nothing is continued. Those of an earlier stream
         are dropped."""
         if (epoch, stream) != self._stream:
@@ -151,7 +151,7 @@ class Caches:
         if not 0 < order.room <= MAX_TOKENS:
             raise FrameError(f"a text with room for {order.room} tokens")
         if order.begins_text:
-            self._texts[number] = StageCache(order.room)
+            self._texts[number] = KeyValueCache(order.room)
         if number not in self._texts:
             raise FrameError(f"a token of text {number}, whose prompt never came")
         return self._texts[number]

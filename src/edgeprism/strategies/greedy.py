@@ -21,7 +21,7 @@ from edgeprism.models.block import attend
 from edgeprism.models.model import Tokens
 from edgeprism.models.reads import Reads
 from edgeprism.models.text import CausalLM, real_tokens
-from edgeprism.strategies.sequence.forward import Seen
+from edgeprism.strategies.kv_cache import KeyValueCache, Seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +110,10 @@ class GreedyDecoder:
         settings: GreedySettings,
     ) -> None:
         self._model, self._settings = model, settings
-        self._length = cache[0].keys.shape[2]  # rows: under means fewer than there are tokens
-        room = self._length + settings.max_new_tokens - 1
-        biases = {id(seen.bias): grown_bias(seen.bias, room) for seen in cache}  # mostly one for all blocks
-        self._cache = [Seen(grown(seen.keys, room), grown(seen.values, room), biases[id(seen.bias)]) for seen in cache]
+        num_rows = cache[0].keys.shape[2]  # under means fewer than there are tokens
+        self._cache = KeyValueCache(num_rows + settings.max_new_tokens - 1)
+        for block, seen in enumerate(cache):
+            self._cache.keep(block, seen)
         self._next_position = last_position + 1
 
     def run(self, logits: Float[Tensor, "batch vocabulary"], emit: Callable[[Tensor], None]) -> None:
@@ -132,28 +132,10 @@ class GreedyDecoder:
     def _step(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocabulary"]:
         model, position = self._model, self._next_position
         x = model.embed({"ids": ids[:, None], "positions": position})
-        self._length += 1
-        for block, (keys, values, bias) in zip(model.blocks, self._cache, strict=True):
+        for index, block in enumerate(model.blocks):
             y = block.attention_input(x)
-            new_keys, new_values = block.keys_values(y, position)
-            keys[:, :, self._length - 1 : self._length] = new_keys
-            values[:, :, self._length - 1 : self._length] = new_values
-            seen = keys[:, :, : self._length], values[:, :, : self._length]
-            seen_bias = None if bias is None else bias[..., : self._length]
-            x = block.attention_output(x, attend(block.queries(y, position), *seen, seen_bias, block.scale))
+            seen = self._cache.append(index, *block.keys_values(y, position))
+            x = block.attention_output(x, attend(block.queries(y, position), *seen, block.scale))
             x = block.mlp_down(x, block.mlp_up(x))
         self._next_position = position + 1
         return model.next_logits(model.finish(x))
-
-
-def grown(tensor: Tensor, room: int) -> Tensor:
-    """A copy with space for ``room`` tokens."""
-    batch, heads, length, width = tensor.shape
-    grown = tensor.new_empty(batch, heads, room, width)
-    grown[:, :, :length] = tensor
-    return grown
-
-
-def grown_bias(bias: Tensor | None, room: int) -> Tensor | None:
-    """The same with zeros for ``room`` tokens."""
-    return None if bias is None else torch.nn.functional.pad(bias, (0, room - bias.shape[-1]))

@@ -19,9 +19,8 @@ from edgeprism.models.reads import Reads, pick_rows
 from edgeprism.models.text import CausalLM
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import PIECES_A_BLOCK, Stage
-from edgeprism.strategies.greedy import grown, grown_bias
+from edgeprism.strategies.kv_cache import KeyValueCache, Seen
 from edgeprism.strategies.sequence.bias import attention_bias, pick_bias
-from edgeprism.strategies.sequence.forward import Seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +62,7 @@ def _turns(model: Model, positions: Tensor) -> bool:
     return bool(getattr(model, "is_rotary", False)) and not bool((positions == indices).all())
 
 
-def run(model: Model, flow: Flow, start: int, stop: int, cache: StageCache | None = None) -> Flow:
+def run(model: Model, flow: Flow, start: int, stop: int, cache: KeyValueCache | None = None) -> Flow:
     """The pieces [start, stop). With a ``cache`` the flow is a prompt, whose keys and values it keeps, or what comes
     after that."""
     attention = _Attention(model, flow, cache)
@@ -86,39 +85,10 @@ def next_ids(model: Model, flow: Flow) -> Tensor:
     return model.next_logits(model.finish(flow.rows)).argmax(-1)
 
 
-class StageCache:
-    """Keys and values of one text in the blocks of one stage, with room for ``room`` tokens."""
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._blocks: dict[int, Seen] = {}
-        self._length: dict[int, int] = {}
-
-    def holds(self, block: int) -> bool:
-        """Whether the prompt has come through that block."""
-        return block in self._blocks
-
-    def keep(self, block: int, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
-        """Of a prompt; ``bias`` (1 or batch, 1, 1, tokens) is what a later token adds to its logits."""
-        self._length[block] = keys.shape[2]
-        self._blocks[block] = Seen(grown(keys, self._room), grown(values, self._room), grown_bias(bias, self._room))
-
-    def append(self, block: int, keys: Tensor, values: Tensor) -> Seen:
-        """All that the token with these may see, itself included. ValueError where there is no room for it."""
-        seen, length = self._blocks[block], self._length[block] + 1
-        if length > self._room:
-            raise ValueError(f"a text of {length} tokens, and its cache has room for {self._room}")
-        seen.keys[:, :, length - 1 : length] = keys
-        seen.values[:, :, length - 1 : length] = values
-        self._length[block] = length
-        bias = None if seen.bias is None else seen.bias[..., :length]
-        return Seen(seen.keys[:, :, :length], seen.values[:, :, :length], bias)
-
-
 class _Attention:
     """The first piece of each block of a stage. Positions and biases are the same in all of them, and made once."""
 
-    def __init__(self, model: Model, flow: Flow, cache: StageCache | None) -> None:
+    def __init__(self, model: Model, flow: Flow, cache: KeyValueCache | None) -> None:
         self._model, self._cache = model, cache
         self._positions = torch.arange(flow.num_tokens)[None] if flow.positions is None else flow.positions
         self._biases: tuple[Tensor | None, Tensor | None] | None = None
@@ -134,7 +104,7 @@ class _Attention:
         else:
             bias, next_bias = self._bias(flow)
             if cache is not None:
-                cache.keep(index, keys, values, next_bias)
+                cache.keep(index, Seen(keys, values, next_bias))
         if index == len(model.blocks) - 1 and reads.only_rows:
             picked = reads.local_indices(0, flow.num_tokens)
             rows, y, bias = pick_rows(rows, picked), pick_rows(y, picked), pick_bias(bias, picked)

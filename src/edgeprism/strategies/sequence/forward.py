@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from edgeprism.models.block import Block, attend, merge_heads, split_heads
 from edgeprism.models.model import Model
 from edgeprism.models.reads import Part, Reads, pick_rows
 from edgeprism.specs.codec import CodecSpec
+from edgeprism.strategies.kv_cache import Seen
 from edgeprism.strategies.meter import Meter
 from edgeprism.strategies.sequence.bias import attention_bias, pick_bias
 from edgeprism.strategies.staging import Staging
@@ -30,15 +30,6 @@ from edgeprism.wire.frame import Buffer, Frame
 from edgeprism.wire.transport import Exchange, Transport
 
 KeysValues = tuple[Tensor, Tensor]
-
-
-class Seen(NamedTuple):
-    """What a new token attends to in one block: keys and values (batch, key_value_heads, rows, head_width) of all
-    partitions so far, others' as decoded, and the bias (1 or batch, 1, 1, rows) of its logits; None is no bias."""
-
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
