@@ -3,7 +3,7 @@
 It takes part as far as it must to be introduced to the others. SIGUSR1: it sends everybody frames that no edgeprism
 makes (what is no frame, frames that lie about their length, sender or kind, and well-formed answers that nobody asked
 for or whose contents have other types than they should). SIGUSR2: it sends everybody an array that is larger than any
-that may travel. Started with the words of `edgeprism worker`.
+that may travel, as one ZeroMQ frame. Started with the words of `edgeprism worker`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zmq
 
 from edgeprism.errors import PeerError
 from edgeprism.runtime.messages import Introduction
@@ -65,17 +66,27 @@ class Rogue:
 
     def _misbehave(self, how: int) -> None:
         for peer in sorted(self._transport.connected()):
-            messages = self._garbage() if how == signal.SIGUSR1 else [self._oversized()]
+            is_garbage = how == signal.SIGUSR1
+            messages = self._garbage() if is_garbage else [self._oversized()]
             num_sent = 0
             for parts in messages:
                 try:
-                    self._transport._post(peer, parts)
+                    if is_garbage:
+                        self._transport._post(peer, parts)
+                    else:
+                        self._send_whole(peer, parts)
                     num_sent += 1
-                except PeerError as exc:
+                except (PeerError, zmq.ZMQError) as exc:
                     print(exc, flush=True)
                     break
             print(f"sent device {peer} {num_sent} of {len(messages)}", flush=True)
         print(f"done with {signal.Signals(how).name}", flush=True)
+
+    def _send_whole(self, peer: int, parts: list[bytes]) -> None:
+        """Each part as one ZeroMQ frame, however long; every edgeprism sends pieces."""
+        link = self._transport._links[peer]
+        assert link.socket is not None
+        link.socket.send_multipart([*link.prefix, *parts], zmq.NOBLOCK)
 
     def _garbage(self) -> list[list[bytes]]:
         """No frames, false frames, and true frames of false contents."""

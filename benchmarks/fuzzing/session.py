@@ -28,6 +28,7 @@ from edgeprism.runtime.messages import Introduction
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import DEFAULT_LIMITS, ORDERS, Frame, Kind, decode
 from edgeprism.wire.keys import KeyPair, Peer
+from edgeprism.wire.links import PIECE_BYTES
 from edgeprism.wire.transport import Transport
 from edgeprism.wire.zmq import ZmqTransport
 
@@ -112,9 +113,10 @@ class Session:
         self.counts["right requests, answered right"] += 1
 
     def send_oversized(self) -> None:
-        """A part that is larger than any may be: the worker's socket cuts the connection, and it comes back."""
+        """A part that is larger than any may be, in one ZeroMQ frame: the worker's socket cuts the connection before it
+        reads it, and the connection comes back."""
         self.synchronise()
-        self._coordinator._post(1, [b"EPRM", bytes(DEFAULT_LIMITS.max_array_bytes + 2**20)])
+        self._send_raw(b"EPRM", bytes(DEFAULT_LIMITS.max_array_bytes + 2**20))
         deadline = time.monotonic() + HANG_S
         while not self._coordinator.lost():
             assert time.monotonic() < deadline, "an oversized message was not refused"
@@ -124,9 +126,10 @@ class Session:
         self.check()
 
     def send_many_parts(self, num_parts: int) -> None:
-        """One message of very many parts."""
+        """One message of very many parts, and one whose only part has pieces, and no end."""
         self.synchronise()
         self._coordinator._post(1, [b"x" * 100] * num_parts)
+        self._send_raw(*[bytes(PIECE_BYTES)] * 3)
         self.counts["messages of very many parts"] += 1
         self.check()
 
@@ -143,6 +146,12 @@ class Session:
         self._new_epoch()  # by its answer CLOSE has been read
         self._coordinator.close()
         self._peer.close()
+
+    def _send_raw(self, *pieces: bytes) -> None:
+        """One message of these ZeroMQ frames, whether they are right or not."""
+        socket = self._coordinator._links[1].socket
+        assert socket is not None
+        socket.send_multipart(pieces)
 
     def _connected(self) -> ZmqTransport:
         coordinator = ZmqTransport(0, self._keys)

@@ -120,7 +120,7 @@ def test_the_document_has_numbers_with_units(capsys: pytest.CaptureFixture[str])
     assert 0 < here["cpu"]["error"] < 1e-4
     assert here["memory"]["memory_available_bytes"] > 0
     assert here["cores"]["num_cores"] >= 1
-    assert here["edgeprism"]["protocol"] == 1
+    assert here["edgeprism"]["protocol"] == 2
 
 
 @pytest.mark.processes

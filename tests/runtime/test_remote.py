@@ -217,7 +217,7 @@ def test_two_coordinators_at_once_never_mix(bench: Bench) -> None:
 def test_another_protocol_is_named_on_both_sides(bench: Bench) -> None:
     """Both numbers, and the command that mends it; the device is left out, and nothing waits for it."""
     bench.start(1)
-    newer = "import edgeprism.wire.frame as frame; frame.PROTOCOL = 2; import edgeprism.__main__ as m; m.main()"
+    newer = "import edgeprism.wire.frame as frame; frame.PROTOCOL = 3; import edgeprism.__main__ as m; m.main()"
     bench.start(2, program=["-c", newer])
     inputs = example(ARCHITECTURE)
     with (
@@ -229,10 +229,10 @@ def test_another_protocol_is_named_on_both_sides(bench: Bench) -> None:
         assert time.monotonic() - began < 3
         assert engine.last_trace is not None
         assert engine.last_trace.left_out == (
-            "device 2: it speaks protocol 2, this device 1; run here: pip install --upgrade edgeprism",
+            "device 2: it speaks protocol 3, this device 2; run here: pip install --upgrade edgeprism",
         )
     said = bench.stop(2)[1]
-    assert "it speaks protocol 1, this device 2; run there: pip install --upgrade edgeprism" in said
+    assert "it speaks protocol 2, this device 3; run there: pip install --upgrade edgeprism" in said
 
 
 @pytest.mark.processes

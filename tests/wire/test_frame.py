@@ -91,7 +91,7 @@ def damaged(position: int, value: int) -> list[bytes]:
     [
         ([], "shorter than the header"),
         (damaged(0, 0), "not with b'EPRM'"),
-        (damaged(4, PROTOCOL + 1), "it speaks protocol 2, this device 1"),
+        (damaged(4, PROTOCOL + 1), f"it speaks protocol {PROTOCOL + 1}, this device {PROTOCOL}"),
         (damaged(5, 99), "unknown kind 99"),
         (damaged(6, 2), "2 arrays announced, 1 came"),
         (damaged(7, 1), "reserved"),

@@ -7,7 +7,6 @@ puts it, or is given by path.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from edgeprism.specs.model import ModelSpec
 from edgeprism.strategies.meter import Meter
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import DEFAULT_LIMITS, Buffer
-
-PIECE_BYTES = 2**20  # half a second at 16 Mbit/s
 
 
 def place_of(identity: str, codec: CodecSpec) -> Path:
@@ -77,43 +74,29 @@ def ready_for(spec: ModelSpec, calibrations: Mapping[str, Calibration], device: 
 
 
 def tables_to_send(calibrations: Mapping[str, Calibration]) -> tuple[list[dict[str, Any]], tuple[Buffer, ...]]:
-    """For the meta of a frame, and its buffers: each table in pieces of some blocks, for a part of a message that takes
-    longer than a heartbeat may end the connection that it comes by."""
-    meta: list[dict[str, Any]] = []
-    pieces: list[Tensor] = []
-    for name, calibration in calibrations.items():
-        counts: dict[str, int] = {}
-        for table_name, table in calibration.tables.items():
-            blocks_a_piece = max(1, PIECE_BYTES * table.shape[0] // max(1, table.nbytes))
-            cut = table.cpu().split(blocks_a_piece)
-            counts[table_name] = len(cut)
-            pieces += [piece.contiguous() for piece in cut]
-        meta.append({"codec": name, "tables": counts})
-    if len(pieces) > DEFAULT_LIMITS.max_arrays:
+    """For the meta of a frame, and its buffers."""
+    meta = [{"codec": name, "tables": list(calibration.tables)} for name, calibration in calibrations.items()]
+    tables = [
+        table.cpu().contiguous() for calibration in calibrations.values() for table in calibration.tables.values()
+    ]
+    if len(tables) > DEFAULT_LIMITS.max_arrays:
         raise InputError(
-            f"the tables of {len(calibrations)} codecs make {len(pieces)} pieces, and {DEFAULT_LIMITS.max_arrays} can "
-            "be sent; load the engine with the calibrations of fewer codecs"
+            f"{len(calibrations)} codecs have {len(tables)} tables, and {DEFAULT_LIMITS.max_arrays} can be sent; load "
+            "the engine with the calibrations of fewer codecs"
         )
-    return meta, Staging(torch.device("cpu")).to_wire(pieces, Meter())
+    return meta, Staging(torch.device("cpu")).to_wire(tables, Meter())
 
 
 def tables_received(meta: object, tensors: Sequence[Tensor]) -> dict[str, Calibration]:
     """What ``tables_to_send`` made; FrameError for anything else."""
     try:
         assert isinstance(meta, list)
-        names = [
-            (CodecSpec.parse(one["codec"]), {str(name): int(n) for name, n in one["tables"].items()}) for one in meta
-        ]
-        assert sum(sum(counts.values()) for _, counts in names) == len(tensors)
-        assert all(count > 0 for _, counts in names for count in counts.values())
+        names = [(CodecSpec.parse(one["codec"]), list(map(str, one["tables"]))) for one in meta]
+        assert sum(len(tables) for _, tables in names) == len(tensors)
         left = iter(tensors)
         made = [
-            Calibration(
-                codec=codec,
-                fingerprint="",
-                tables={name: torch.cat(list(islice(left, n))) for name, n in counts.items()},
-            )
-            for codec, counts in names
+            Calibration(codec=codec, fingerprint="", tables=dict(zip(tables, left, strict=False)))
+            for codec, tables in names
         ]
     except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as exc:
         raise FrameError(f"a LOAD message with calibrations that cannot be used: {exc}") from exc

@@ -25,7 +25,8 @@ Part: TypeAlias = bytes | bytearray | memoryview
 MAGIC = b"EPRM"
 NO_RANK = 2**16 - 1
 """The sender of a frame that does not know its rank: nobody has introduced it to the receiver."""
-PROTOCOL = 1
+PROTOCOL = 2
+"""Of the frame, and of the pieces in which it travels over ZeroMQ."""
 
 # magic, protocol, kind, arrays, 0, epoch, request, block, sender, 0, meta bytes
 _HEADER = struct.Struct("<4sBBBBIIiHHI")
@@ -84,6 +85,11 @@ class Limits:
     max_meta_bytes: int = 2**20
     max_arrays: int = 255
     max_dims: int = 8
+
+    @property
+    def max_part_bytes(self) -> int:
+        """The longest part that can be right."""
+        return max(self.max_array_bytes, self.max_header_bytes)
 
     @property
     def max_header_bytes(self) -> int:
@@ -156,7 +162,7 @@ class Frame:
 def encode(frame: Frame, limits: Limits = DEFAULT_LIMITS) -> list[Part]:
     """The parts of a frame: header, then the arrays as views on their own memory (nothing is copied).
 
-    Raises FrameError when the frame is larger than ``limits``: the receiver would cut the connection.
+    Raises FrameError when the frame is larger than ``limits``: the receiver would refuse it.
     """
     if len(frame.arrays) > limits.max_arrays:
         raise FrameError(f"{len(frame.arrays)} arrays; one frame carries at most {limits.max_arrays}")

@@ -32,7 +32,7 @@ class Visit:
         self._rank = peer.rank
         self._context: zmq.Context[Socket] = zmq.Context()
         self._link = DialledLink(peer)
-        self._link.dial(self._context, keys, DEFAULT_LIMITS, _HEARTBEAT_S)
+        self._link.dial(self._context, keys, _HEARTBEAT_S)
         self._poller = zmq.Poller()
         for socket in (self._link.socket, self._link.monitor):
             assert socket is not None
@@ -81,9 +81,11 @@ class Visit:
     def _next_answer(self) -> Frame | None:
         """What answers the newest question, if it has come; what is left of older ones is dropped."""
         assert self._link.socket is not None
-        while (parts := read_message(self._link.socket, DEFAULT_LIMITS.max_arrays + 1)) is not None:
+        while (received := read_message(self._link.socket, DEFAULT_LIMITS)) is not None:
             try:
-                frame = decode([part.buffer for part in parts])
+                if received.flaw:
+                    raise FrameError(received.flaw)
+                frame = decode(received.parts)
             except FrameError as exc:
                 raise PeerFault(f"its answer cannot be read: {exc}", (self._rank,)) from exc
             if frame.kind is Kind.PONG and frame.request == self._num_asked:

@@ -2,10 +2,10 @@
 
 Each device binds one ROUTER and dials every device of higher rank with a DEALER, so that each pair shares one
 connection. Only listed keys get in (``gate``), and a frame counts only if its sender's rank is that of the key which
-authenticated its connection. libzmq's I/O thread encrypts and moves the bytes while the owner computes; it inherits
-the CPU affinity of the thread that makes the transport. [Note: gone at once] The kernel closes the connections of a
-killed process, the socket monitor reports it, and the peer is lost within milliseconds; one that is stopped or cut
-off is lost when heartbeats fail.
+authenticated its connection. libzmq's I/O thread encrypts and moves the bytes while the owner computes, piece by piece
+(Note: pieces), so that encryption, the wire and decryption overlap; it inherits the CPU affinity of the thread that
+makes the transport. [Note: gone at once] The kernel closes the connections of a killed process, the socket monitor
+reports it, and the peer is lost within milliseconds; one that is stopped or cut off is lost when heartbeats fail.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from edgeprism.wire.frame import DEFAULT_LIMITS, Limits, Part
 from edgeprism.wire.gate import Gate
 from edgeprism.wire.keys import KeyPair, Peer
 from edgeprism.wire.links import (
+    HELLO,
     DialledLink,
     Link,
+    Received,
     Socket,
     close_monitored,
     failure,
@@ -42,7 +44,7 @@ from edgeprism.wire.transport import Event, Lost, Message, Transport, Up
 _MAX_MESSAGES_A_POLL = 64
 _MAX_ENDED = 64
 _MAX_WAITING = 16  # connections with the key of one that stands
-_SMALL_BYTES = 4096
+_NUM_PREFIXES = 1  # a ROUTER puts the routing id in front
 _MAX_POLL_S = 3600.0  # libzmq counts milliseconds in 32 bits
 _LINGER_S = 0.3
 
@@ -79,7 +81,7 @@ class ZmqTransport(Transport):
         self._handlers: dict[Socket | int, Callable[[list[Event]], object]] = {}
         self._context: zmq.Context[Socket] = zmq.Context()
         self._gate = Gate(self._context)
-        self._router, self._router_monitor = make_router(self._context, keys, limits, self._heartbeat_s)
+        self._router, self._router_monitor = make_router(self._context, keys, self._heartbeat_s)
         self._wake_lock = threading.Lock()
         self._wake_fd, self._waker_fd = os.pipe()
         os.set_blocking(self._waker_fd, False)
@@ -218,7 +220,7 @@ class ZmqTransport(Transport):
 
     def _dial(self, link: DialledLink) -> None:
         try:
-            link.dial(self._context, self._keys, self.limits, self._heartbeat_s)
+            link.dial(self._context, self._keys, self._heartbeat_s)
         except zmq.ZMQError as exc:  # this is no address, or there is no file descriptor left: tried again later
             link.fall(f"it cannot be dialled at {link.peer.address}: {exc.strerror}")
             link.hang_up()
@@ -269,11 +271,14 @@ class ZmqTransport(Transport):
 
     def _read_dealer(self, link: DialledLink, events: list[Event], limit: float = _MAX_MESSAGES_A_POLL) -> None:
         while link.socket is not None and limit > 0:
-            parts = read_message(link.socket, self.limits.max_arrays + 1)
-            if parts is None:
+            received = read_message(link.socket, self.limits)
+            if received is None:
                 return
-            events.append(Message(link.peer.rank, [_view(part) for part in parts]))
             limit -= 1
+            if received.flaw:
+                self._drop(f"a frame of device {link.peer.rank} is refused: {received.flaw}")
+            else:
+                events.append(Message(link.peer.rank, received.parts))
 
     def _on_router_event(self, events: list[Event]) -> None:
         """Connections that ended. Looked up before reading on: a new connection may have got the same descriptor."""
@@ -296,34 +301,35 @@ class ZmqTransport(Transport):
 
     def _read_router(self, events: list[Event], limit: float = _MAX_MESSAGES_A_POLL) -> None:
         while limit > 0:
-            parts = read_message(self._router, self.limits.max_arrays + 2)
-            if parts is None:
+            received = read_message(self._router, self.limits, _NUM_PREFIXES)
+            if received is None:
                 return
             limit -= 1
-            key = str(parts[-1].get("User-Id"))
-            link = self._links.get(self._ranks.get(key, -1))
+            link = self._links.get(self._ranks.get(received.key, -1))
             dials_us = link is not None and not isinstance(link, DialledLink)
-            if len(parts) == 2 and len(parts[1]) == 0:
-                self._greet(link if dials_us else None, key, parts, events)
-            elif link is None or not dials_us or len(parts) < 2:
+            if not received.flaw and received.parts[1:] == [HELLO]:
+                self._greet(link if dials_us else None, received, events)
+            elif link is None or not dials_us:
                 self._drop("a frame is refused: its connection's key does not belong to a device that dials this one")
+            elif received.flaw:
+                self._drop(f"a frame of device {link.peer.rank} is refused: {received.flaw}")
             else:
-                route = (parts[0].bytes,)
+                route = (bytes(received.parts[0]),)
                 is_of_link = route == link.prefix or not link.prefix
-                events.append(Message(link.peer.rank, [_view(part) for part in parts[1:]], route, is_of_link))
+                events.append(Message(link.peer.rank, received.parts[1:], route, is_of_link))
 
-    def _greet(self, link: Link | None, key: str, parts: list[zmq.Frame], events: list[Event]) -> None:
+    def _greet(self, link: Link | None, received: Received, events: list[Event]) -> None:
         """A new connection is the link, unless one stands: two coordinators may have the same key, and what they want
         must not be mixed. The second one waits; heartbeats end a connection that is only thought to stand. One whose
         key dials us no more, or not yet, is remembered (Note: greeted once)."""
-        prefix = (parts[0].bytes,)
+        prefix = (bytes(received.parts[0]),)
         if prefix in self._ended or any(prefix == known for _, known in self._fds.values()):
             return  # no greeting: another empty message, perhaps of a connection that has ended since
-        source = int(parts[1].get(zmq.SRCFD))
+        source = received.source
         if source in self._ended_unheard:  # it greeted and ended while this process was busy
             self._ended.append(prefix)
             return
-        self._fds[source] = (key, prefix)
+        self._fds[source] = (received.key, prefix)
         if link is None:
             return
         if not link.is_up:
@@ -350,8 +356,3 @@ def _why_not_bound(address: str, exc: zmq.ZMQError) -> str:
         errno.ENODEV: "no interface of this device has that address: give one that it has, or 0.0.0.0 for all",
     }.get(exc.errno or 0, "give an address of this device, and a port above 1023")
     return f"cannot listen on {address.removeprefix('tcp://')}: {zmq.strerror(exc.errno or 0)}; {advice}"
-
-
-def _view(part: zmq.Frame) -> Part:
-    """The bytes of a part, for one owner. Small ones are copied: libzmq keeps them unaligned."""
-    return part.buffer if len(part) > _SMALL_BYTES else bytearray(part.buffer)
