@@ -38,9 +38,9 @@ def main() -> int:
         )
         shutil.copy(Path(folder) / "regimes.png", FOLDER / "regimes.png")
     bars(cases["table"]["rows"], "batch", "400 Mbit/s", FOLDER / "adaptive_table.png")
-    if "bandwidth" in cases:
+    if "bandwidth" in cases and "fast" in cases:
+        rows = cases["bandwidth"]["rows"] | cases["fast"]["rows"]
         for batch in (1, 8):
-            rows = cases["bandwidth"]["rows"]
             chosen = {key.split("/")[0]: row for key, row in rows.items() if key.endswith(f"/{batch}")}
             bars(chosen, "Mbit/s", f"batch {batch}", FOLDER / f"adaptive_bandwidth_{batch}.png")
     return 0

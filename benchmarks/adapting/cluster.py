@@ -24,11 +24,13 @@ OUT = "out.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emulated:
-    """A cluster of emulated devices, and what runs on it. ``model``: "vit" or "bert"."""
+    """A cluster of emulated devices, and what runs on it. ``model``: "vit" or "bert"; ``frames_at_once``: 1 where rates
+    change while it runs."""
 
     speeds: tuple[float, ...] = (1.0, 1.0)
     rate_mbit: float = 400.0
     delay_ms: float = 0.0
+    frames_at_once: int | None = None
     staging: StagingCost | None = None
     dtype: str = "float32"
     model: str = "vit"
@@ -67,7 +69,7 @@ def run(
     once; the lab's own check with it. ``cases``: what device 0 does, and with what."""
     with (
         tempfile.TemporaryDirectory(prefix="edgeprism-adaptive-") as folder,
-        Lab(emulated.devices(), staging=emulated.staging) as lab,
+        Lab(emulated.devices(), staging=emulated.staging, frames_at_once=emulated.frames_at_once) as lab,
     ):
         directory = Path(folder)
         report = lab.check() if is_checked else None

@@ -14,7 +14,7 @@ def adaptive(document: dict[str, Any]) -> list[Row]:
     return [
         *(_table_of_batches(cases["table"]) if "table" in cases else []),
         *(_at_200(cases["at_200"]) if "at_200" in cases else []),
-        *(_exact_plans(cases["bandwidth"]) if "bandwidth" in cases else []),
+        *(_exact_plans(cases["fast"]) if "fast" in cases else []),
         *_every_point(cases),
         *(_grid(cases["grid"]) if "grid" in cases else []),
         *(_sudden(cases["sudden"]) if "sudden" in cases else []),
@@ -91,7 +91,7 @@ def _every_point(cases: dict[str, Any]) -> list[Row]:
     """What holds wherever `auto` was measured on two equal devices, and of all predictions together."""
     over_local = {
         f"{name} {row}, {way}": ratio
-        for name in ("table", "at_200", "bandwidth", "slow", "delay", "bfloat16", "staging")
+        for name in ("table", "at_200", "bandwidth", "fast", "slow", "delay", "bfloat16", "staging")
         if name in cases
         for row, ratios in cases[name]["summary"]["over local"].items()
         for way, ratio in ratios.items()

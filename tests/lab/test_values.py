@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,7 @@ def test_a_trace_that_is_none_is_refused(tmp_path: Path, text: str, words: str) 
 def test_the_state_round_trips(tmp_path: Path) -> None:
     """What is written is what is read."""
     state = State(owner=os.getpid(), devices=PAIR, cores=(0, 1), is_shared=True, down=(1,), relay=7, staging="0.1,2.0")
+    state = replace(state, frames_at_once=4)
     state.write(tmp_path / "state.json")
     assert State.read(tmp_path / "state.json") == state
     assert state.changed(1, rate_mbit=5.0).devices == (PAIR[0], LabDevice(name="b", rate_mbit=5.0))
@@ -134,6 +136,8 @@ def test_staging_is_read() -> None:
         (["up", "--staging", "much"], "must be published"),
         (["run"], "COMMAND"),
         (["up", "--delay", "-1"], "delay must be"),
+        (["up", "--frames-at-once", "9"], "1 to 8 frames at once, not 9"),
+        (["up", "--delay", "2", "--frames-at-once", "4"], "a link with a delay sends one frame at once, not 4"),
     ],
 )
 def test_the_command_refuses_in_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

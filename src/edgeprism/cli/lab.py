@@ -62,10 +62,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def execute(args: argparse.Namespace) -> int:
     """Do what the action says."""
+    from edgeprism.lab.device import choose_frames
     from edgeprism.lab.namespaces import require_root
 
     if args.action in ("up", "run"):
-        lab_options.devices_of(args)  # what is wrong with the command line is said first
+        choose_frames(lab_options.devices_of(args), args.frames_at_once)  # a wrong command line is said first
         lab_options.staging_of(args.staging)
     require_root()
     actions = {
@@ -89,6 +90,7 @@ def _lab_of(args: argparse.Namespace) -> Lab:
         is_shared=args.shared,
         share_cores=args.share_cores,
         staging=lab_options.staging_of(args.staging),
+        frames_at_once=args.frames_at_once,
     )
 
 
@@ -258,6 +260,8 @@ def _describe(state: State) -> str:
         parts += [] if device.memory_mb is None else [f"{device.memory_mb} MB"]
         parts += ["link down"] if index in state.down else []
         lines.append(f"{device.name}  {', '.join(parts)}")
+    if state.frames_at_once > 1 and not state.is_relayed:
+        lines.append(f"links send up to {state.frames_at_once} frames at once")
     if state.staging:
         fixed_s, bytes_per_s = map(float, state.staging.split(","))
         lines.append(f"staging is emulated: {1e3 * fixed_s:.3g} ms + bytes / {bytes_per_s / 1e6:.3g} MB/s a call")
@@ -267,6 +271,8 @@ def _describe(state: State) -> str:
 def _summary(report: Report) -> str:
     own_ms = [1e3 * transfer.own_s for transfer in report.transfers]
     text = f"checked {len(report.transfers)} transfers and {len(report.speeds)} speeds, {len(report.off)} off"
+    if report.frames_at_once > 1:
+        text += f"; links send up to {report.frames_at_once} frames at once"
     if own_ms:
         text += f"; a message of a few bytes takes {min(own_ms):.2f} to {max(own_ms):.2f} ms besides the delay"
     if report.relay_cpu_s:

@@ -20,6 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speed", default="1", metavar="PART", help=f"part of a core: {one_or_each} (1)")
     parser.add_argument("--memory", default="none", metavar="MB", help=f"limit: {one_or_each} (none)")
     parser.add_argument("--shared", action="store_true", help="one medium for all, as WiFi is, instead of a link each")
+    parser.add_argument(
+        "--frames-at-once",
+        type=int,
+        metavar="N",
+        help="the most frames that a link sends as one packet, 1 to 8 (by the slowest rate; 1 for rates that change)",
+    )
     parser.add_argument("--share-cores", action="store_true", help="several devices may have one core")
     parser.add_argument(
         "--staging",

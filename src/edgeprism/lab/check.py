@@ -105,6 +105,8 @@ class Report:
     """Processor time of the relay during the transfers."""
     seconds: float
     """That the transfers took together."""
+    frames_at_once: int
+    """The most that a link sends as one packet."""
 
     @property
     def off(self) -> tuple[Transfer | Speed, ...]:
@@ -139,6 +141,7 @@ def check(lab: Lab) -> Report:
             speeds=tuple(speeds),
             relay_cpu_s=round(lab.relay_cpu_s() - relay_s, 2),
             seconds=round(time.monotonic() - began_s, 2),
+            frames_at_once=lab.state.frames_at_once,
         )
 
 
@@ -229,7 +232,7 @@ class _Ring:
         if rates:
             rate = min(rates) * 1e6 / 8
             ideal_s, cable_s = num_bytes / rate, wire_bytes(num_bytes) / rate
-            at_once = 0 if self._state.is_relayed else burst_bytes(min(rates))
+            at_once = 0 if self._state.is_relayed else burst_bytes(min(rates), self._state.frames_at_once)
             rate_s = max(0, wire_bytes(num_bytes) - at_once) / rate
         took_s: list[float] = []
         while True:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgeprism.errors import InputError
+from edgeprism.lab.buckets import MAX_FRAMES, frames_at_once
 from edgeprism.specs.plan import MAX_DEVICES
 
 MIN_SPEED = 0.05  # the kernel keeps 5 % of a core from processes of real-time priority
@@ -74,6 +75,19 @@ def check_devices(devices: Sequence[LabDevice], *, is_shared: bool) -> None:
         raise InputError(f"two devices of a lab have one name: {', '.join(names)}")
     if is_shared and len({device.rate_mbit for device in devices}) > 1:
         raise InputError("a shared medium has one rate, which is the rate of every device")
+
+
+def choose_frames(devices: Sequence[LabDevice], num_frames: int | None) -> int:
+    """How many frames the links send at once: what is asked for, else what suits the slowest of them. One where there
+    are delays: the relay takes single frames. InputError for a number that cannot be."""
+    is_delayed = any(device.delay_ms for device in devices)
+    if num_frames is None:
+        return 1 if is_delayed else min(frames_at_once(device.rate_mbit) for device in devices)
+    if not 1 <= num_frames <= MAX_FRAMES:
+        raise InputError(f"a link sends 1 to {MAX_FRAMES} frames at once, not {num_frames}")
+    if num_frames > 1 and is_delayed:
+        raise InputError(f"a link with a delay sends one frame at once, not {num_frames}")
+    return num_frames
 
 
 def place(devices: Sequence[LabDevice], cores: Sequence[int], *, share_cores: bool) -> tuple[int, ...]:

@@ -4,14 +4,16 @@
     eth0 [bucket] ---- port0 [bucket] [bucket] port1 ---- [bucket] eth0
     delay0 ................... relay ................... delay0
 
-Every egress has a bucket; offloads are off, so it counts Ethernet frames. A shared medium is one bucket (on an ``ifb``)
-that everything passes before it is handed on; the ports then have none. Where the kernel has no netem, all devices
-send by TUN interfaces from the first delay on, and a ``relay`` is their cables. Everything can be changed while it is
-in use.
+Every egress has a bucket, which counts Ethernet frames. A packet holds at most ``State.frames_at_once`` of them, as a
+network card with segmentation offload takes them, and every bucket has room for one such packet. A shared medium is
+one bucket (on an ``ifb``) that everything passes before it is handed on; the ports then have none. Where the kernel has
+no netem, all devices send by TUN interfaces from the first delay on, and a ``relay`` is their cables. Everything can be
+changed while it is in use.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 from contextlib import suppress
 from dataclasses import replace
@@ -29,7 +31,7 @@ from edgeprism.lab.namespaces import (
     is_running,
     namespace,
     remove,
-    switch_offloads_off,
+    set_offloads,
     tc,
     tool,
 )
@@ -70,15 +72,16 @@ class Links:
 
     def bytes_to(self, index: int) -> int:
         """What has gone over the wire to a device so far, headers included."""
-        by_cable = _received(self.place(index), "eth0")
-        by_relay = _received(self.place(index), relay.INTERFACE)
-        return by_cable[0] + by_relay[0] + by_relay[1] * relay.ETHERNET_BYTES
+        (port,) = json.loads(tool("tc", "-n", self.hub, "-s", "-j", "qdisc", "show", "dev", f"port{index}", "root"))
+        num_bytes, num_packets = _received(self.place(index), relay.INTERFACE)
+        by_cable: int = port["bytes"]  # by its bucket: the interface counts the headers of a packet's first frame only
+        return by_cable + num_bytes + num_packets * relay.ETHERNET_BYTES
 
     def make(self, state: State) -> State:
         """Namespaces, cables, buckets and delays."""
         self._new_namespace(self.hub)
         for index in range(len(state.devices)):
-            self._plug_in(index, len(state.devices))
+            self._plug_in(state, index)
         if state.is_shared:
             self._share(state)
         state = replace(state, has_netem=self._has_netem())
@@ -93,7 +96,8 @@ class Links:
         return state
 
     def set_rate(self, state: State, index: int | None, rate_mbit: float | None) -> State:
-        """Of one link, or of all (None)."""
+        """Of one link, or of all (None). Buckets keep room for a packet of ``frames_at_once``: the kernel never sends
+        one that is larger than its bucket, and such packets may be waiting."""
         check_rate(rate_mbit)
         if state.is_shared and index is not None:
             raise InputError("a shared medium has one rate; set it without naming a device")
@@ -153,19 +157,19 @@ class Links:
                 with suppress(FileNotFoundError):  # a kernel without IPv6
                     Path("/proc/sys", file).write_text(str(value))
 
-    def _plug_in(self, index: int, num_devices: int) -> None:
+    def _plug_in(self, state: State, index: int) -> None:
         """Give a device its namespace, and a cable to the hub. Nobody has to ask who has an address."""
         name, port = self.place(index), f"port{index}"
         self._new_namespace(name)
         ends = f"type veth peer name eth0 address {_mac(index)} netns {name}"
         ip(self.hub, f"link add {port} address {_mac(index, of_hub=True)} {ends}", f"link set {port} up")
         ip(self.hub, *self._way_to(index))
-        others = [self.address(other) for other in range(num_devices) if other != index]
+        others = [self.address(other) for other in range(len(state.devices)) if other != index]
         neighbours = [f"neigh add {a} lladdr {_mac(index, of_hub=True)} dev eth0 nud permanent" for a in others]
         ip(name, f"address add {self.address(index)}/32 dev eth0", "link set eth0 up", "link set lo up", *neighbours)
         self._route(index, "eth0")
-        switch_offloads_off(self.hub, port)
-        switch_offloads_off(name, "eth0")
+        set_offloads(self.hub, port, state.frames_at_once)
+        set_offloads(name, "eth0", state.frames_at_once)
 
     def _way_to(self, index: int) -> list[str]:
         """From the hub."""
@@ -183,7 +187,7 @@ class Links:
     def _share(self, state: State) -> None:
         """Everything that comes to the hub passes one bucket."""
         ip(self.hub, f"link add {AIR} type ifb", f"link set {AIR} up")
-        switch_offloads_off(self.hub, AIR)
+        set_offloads(self.hub, AIR, state.frames_at_once)
         redirect = f"protocol all u32 match u32 0 0 action mirred egress redirect dev {AIR}"
         for index in range(len(state.devices)):
             port = f"port{index}"
@@ -191,16 +195,17 @@ class Links:
 
     def _fill(self, state: State, index: int) -> None:
         """Set the rate of a device's link; in a shared medium also the medium's."""
-        rate_mbit = state.devices[index].rate_mbit
-        tc(self.place(index), f"qdisc replace dev eth0 root handle 1: {bucket(rate_mbit)}")
-        tc(self.hub, f"qdisc replace dev port{index} root handle 1: {bucket(None if state.is_shared else rate_mbit)}")
+        rate_mbit, frames = state.devices[index].rate_mbit, state.frames_at_once
+        of_port = bucket(None if state.is_shared else rate_mbit, frames)
+        tc(self.place(index), f"qdisc replace dev eth0 root handle 1: {bucket(rate_mbit, frames)}")
+        tc(self.hub, f"qdisc replace dev port{index} root handle 1: {of_port}")
         if state.is_shared:
-            tc(self.hub, f"qdisc replace dev {AIR} root handle 1: {bucket(rate_mbit)}")
+            tc(self.hub, f"qdisc replace dev {AIR} root handle 1: {bucket(rate_mbit, frames)}")
         if state.relay is not None:
             stab = f"stab overhead {relay.ETHERNET_BYTES}"
             tc(
                 self.place(index),
-                f"qdisc replace dev {relay.INTERFACE} root handle 1: {stab} {bucket(rate_mbit, RELAY_S)}",
+                f"qdisc replace dev {relay.INTERFACE} root handle 1: {stab} {bucket(rate_mbit, 1, RELAY_S)}",
             )
             tell_relay(self._settings, state, index)
 

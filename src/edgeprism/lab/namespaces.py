@@ -118,27 +118,30 @@ def end(pids: Sequence[int]) -> None:
         time.sleep(0.005)
 
 
-def switch_offloads_off(where: str, *interfaces: str) -> None:
-    """Else a bucket would get frames of 64 kB. In a thread of its own, which moves there and ends."""
+def set_offloads(where: str, interface: str, num_frames: int) -> None:
+    """Packets of at most so many frames, else they have 64 kB; with 1 no segmentation offload at all. Receivers never
+    join packets (GRO): they would grow on the way. In a thread of its own, which moves there and ends."""
     failed: list[OSError] = []
 
-    def switch_off() -> None:
+    def switch() -> None:
         try:
             _enter(where)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-                for interface in interfaces:
-                    for feature in (_SET_TSO, _SET_GSO, _SET_GRO):
-                        value = array.array("B", struct.pack("II", feature, 0))
-                        request = struct.pack("16sP", interface.encode(), value.buffer_info()[0])
-                        fcntl.ioctl(asked.fileno(), _SIOCETHTOOL, request)
+                for feature in (_SET_TSO, _SET_GSO, _SET_GRO):
+                    is_on = num_frames > 1 and feature != _SET_GRO
+                    value = array.array("B", struct.pack("II", feature, is_on))
+                    request = struct.pack("16sP", interface.encode(), value.buffer_info()[0])
+                    fcntl.ioctl(asked.fileno(), _SIOCETHTOOL, request)
         except OSError as exc:
             failed.append(exc)
 
-    thread = Thread(target=switch_off)
+    thread = Thread(target=switch)
     thread.start()
     thread.join()
     if failed:
-        raise LabError(f"offloads of {', '.join(interfaces)} in {where} cannot be switched off: {failed[0]}")
+        raise LabError(f"offloads of {interface} in {where} cannot be set: {failed[0]}")
+    if num_frames > 1:
+        ip(where, f"link set dev {interface} gso_max_segs {num_frames}")
 
 
 def _enter(where: str) -> None:

@@ -38,6 +38,8 @@ class State:
     has_netem: bool = False
     is_relayed: bool = False
     """Whether what the devices send goes by the relay."""
+    frames_at_once: int = 1
+    """The most that a packet holds, for the lab's whole life; what goes by the relay is always single frames."""
     staging: str = ""
     """The emulated staging cost as text; empty for none."""
 
