@@ -50,9 +50,9 @@ def test_half_of_a_batch() -> None:
 def test_an_exchange_that_nothing_hides_costs_the_time_of_its_bytes(batch: int) -> None:
     """On a link so slow that a block's computation is nothing beside it, the wire's time is what is left."""
     found = costs(rate_mbit=1.0)
-    wire_s = (11 * 99 + 98) * batch * 768 * 4 / (1e6 / 8)  # rows in, eleven exchanges, and the last for the CLS row
+    wire_s = (11 * 99 + 98) * batch * 768 * 4 / (1e6 / 8)  # eleven exchanges, and the last for the CLS row
     predicted = of(Plan.even("sequence", 2), found, batch)
-    assert predicted.total_s == pytest.approx(wire_s + batch * 99 * 768 * 4 / 1.25e5, rel=0.05)
+    assert predicted.total_s == pytest.approx(wire_s + batch * 99 * 768 / 1.25e5, rel=0.05)  # patches in
 
 
 def test_a_fast_network_leaves() -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import edgeprism
-from edgeprism.errors import FrameError
+from edgeprism.errors import FrameError, InputError
+from edgeprism.models.model import Picture
+from edgeprism.models.registry import adapt
 from edgeprism.runtime.job import as_received, as_sent, replica_job
 from edgeprism.specs.plan import Plan
 from tests.families import make
@@ -67,3 +69,56 @@ def test_samples_of_another_device_are_what_they_would_be_here(batch: int, dtype
         assert engine.last_trace.bytes_sent < 1.4 * x.numel() + 8000
         engine.use("local")
         assert torch.equal(engine(pixel_values=x).logits, there.logits)
+
+
+VISION = (
+    "ViTForImageClassification",
+    "ViTModel",
+    "DeiTForImageClassificationWithTeacher",
+    "Dinov2ForImageClassification",
+)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2, 0.3, 0.5), (0.01, 0.99)])
+@pytest.mark.parametrize("architecture", VISION)
+def test_strips_travel_instead_of_rows(architecture: str, shares: tuple[float, ...]) -> None:
+    """Right answers for fewer bytes; what has more levels travels as rows, and is right as well."""
+    model = make(architecture, image_size=96)
+    with (
+        edgeprism.Cluster.in_process(len(shares)) as cluster,
+        edgeprism.load(model, cluster=cluster, plan=Plan(strategy="sequence", shares=shares)) as engine,
+    ):
+        num_bytes = []
+        for x in (pictures(2, 96), torch.randn(2, 3, 96, 96)):
+            with torch.no_grad():
+                wanted = model(pixel_values=x)[0]
+            assert (engine(pixel_values=x)[0] - wanted).abs().max() <= 1e-4
+            assert engine.last_trace is not None and not engine.last_trace.failures
+            num_bytes.append(engine.last_trace.devices[0].bytes_sent)
+        assert num_bytes[0] < num_bytes[1]
+
+
+@pytest.mark.parametrize("architecture", VISION)
+@pytest.mark.parametrize("size_px", [(96, 96), (64, 128), (72, 70)])
+def test_a_strip_embeds_to_the_rows_of_the_whole(architecture: str, size_px: tuple[int, int]) -> None:
+    """Bit by bit, for every run of tokens, also of pictures that have not the model's own size."""
+    model = adapt(make(architecture, image_size=96))
+    x = pictures(2, 128)[:, :, : size_px[0], : size_px[1]]
+    options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in model.input_names else {}
+    tokens = model.tokens({"pixel_values": x, **options})
+    assert tokens.picture is not None
+    for start in range(tokens.num_tokens):
+        for stop in range(start + 1, tokens.num_tokens + 1):
+            rows = model.embed(tokens.picture.strip(start, stop))
+            assert torch.equal(rows, tokens.features["rows"][:, start:stop])
+
+
+@pytest.mark.parametrize(
+    "place", [(0, 0, 0, 9, 0), (-8, 96, 0, 9, 0), (90, 96, 0, 9, 0), (0, 10**9, 0, 9, 0), (0, 96, 9, 9, 0), (0, 96)]
+)
+def test_a_strip_without_a_place_is_refused(place: tuple[int, ...]) -> None:
+    """Before memory is taken for the picture that it says it is of."""
+    model = adapt(make("ViTForImageClassification", image_size=96))
+    strip = Picture(pixels=pictures(1, 96), patch_size_px=(8, 8), special_tokens=1, interpolates=False).strip(0, 9)
+    with pytest.raises(InputError, match=r"no strip|no place"):
+        model.embed({**strip, "place": torch.tensor(place)})

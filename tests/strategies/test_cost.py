@@ -67,19 +67,20 @@ def test_published_bert_headline() -> None:
 
 
 def test_vit_bytes_by_hand() -> None:
-    """99 embedded rows go out once; then 98 rows one way and 99 the other in each of twelve blocks."""
+    """99 patches of 16 * 16 * 3 values go out once; then 98 rows one way and 99 the other in each of twelve blocks."""
     cost = sequence(VIT, "exact", 197)
-    assert cost.input_bytes == 99 * 768 * 4
-    assert [device.bytes_sent for device in cost.devices] == [99 * 3072 + 12 * 98 * 3072, 12 * 99 * 3072]
+    assert cost.input_bytes == 99 * 768
+    assert [device.bytes_sent for device in cost.devices] == [99 * 768 + 12 * 98 * 3072, 12 * 99 * 3072]
     assert cost.bytes_per_block == 99 * 768 * 4
     assert cost.num_exchanges == 12
 
 
 def test_batch_and_dtype_scale_the_bytes() -> None:
-    """Bytes are for the whole batch, in the dtype that the model computes in; work does not depend on the dtype."""
+    """Bytes are for the whole batch, rows in the dtype that the model computes in and pictures always a byte a value;
+    work does not depend on the dtype."""
     one, many = sequence(VIT, "exact", 197), sequence(VIT, "exact", 197, batch=8, element_bytes=2)
     assert many.bytes_per_block == 4 * one.bytes_per_block
-    assert many.input_bytes == 4 * one.input_bytes
+    assert many.input_bytes == 8 * one.input_bytes
     assert many.devices[0].macs == 8 * one.devices[0].macs
 
 

@@ -33,11 +33,34 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """What the tokens of a vision model were made of, (batch, channels, height, width): strips of it can travel instead
+    of embedded patches."""
+
+    pixels: Tensor
+    patch_size_px: tuple[int, int]
+    special_tokens: int
+    interpolates: bool
+    """Whether the call asked for positions to be interpolated."""
+
+    def strip(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Features of the tokens [start, stop) for ``Model.embed``: the whole rows of patches that they lie in, and
+        their place, (top row of pixels, height of the picture, start, stop, interpolates)."""
+        height, width = self.pixels.shape[-2:]
+        patch_height, patches_a_row = self.patch_size_px[0], width // self.patch_size_px[1]
+        first, last = (max(0, token - self.special_tokens) for token in (start, stop))
+        top = patch_height * (first // patches_a_row)
+        bottom = patch_height * max(1, -(-last // patches_a_row))
+        place = torch.tensor([top, height, start, stop, int(self.interpolates)])
+        return {"pixel_values": self.pixels[:, :, top:bottom], "place": place}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """One request as tokens.
 
     ``features``: name -> (batch, num_tokens, ...); what ``Model.embed`` turns into rows: ids for text, embedded
-    patches for images (the patches are embedded once, by the coordinator).
+    patches for images, of which ``picture`` is the source.
     ``mask``: (batch, num_tokens), True at real tokens, or None when all are real.
     ``reads``: the rows that the head will read.
     ``positions``: (1 or batch, num_tokens) of everybody, for families that rotate queries and keys; None where the
@@ -48,6 +71,7 @@ class Tokens:
     mask: Bool[Tensor, "batch tokens"] | None
     reads: Reads
     positions: Tensor | None = None
+    picture: Picture | None = None
 
     @property
     def batch(self) -> int:

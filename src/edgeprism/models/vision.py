@@ -16,8 +16,11 @@ from edgeprism.errors import InputError
 from edgeprism.models.block import Layer, PreNormBlock, Rows
 from edgeprism.models.linear import joined, linear, scaled_linear
 from edgeprism.models.mlp import GatedUp, Up
-from edgeprism.models.model import Model, Tokens, only
+from edgeprism.models.model import Model, Picture, Tokens, only
 from edgeprism.models.reads import HeadInput, Reads
+
+MAX_SIDE_PX = 2**14
+"""Of a picture of which a strip comes: a device takes memory for all of it."""
 
 
 class VisionModel(Model):
@@ -44,7 +47,13 @@ class VisionModel(Model):
             rows = self._embeddings(pixels.to(self.device, self.dtype), **given)
         except (ValueError, RuntimeError) as exc:  # transformers' and torch's own words for a wrong size
             raise InputError(f"pixel_values of shape {tuple(pixels.shape)} do not fit this model: {exc}") from exc
-        return Tokens(features={"rows": rows}, mask=None, reads=self._reads(rows.shape[1]))
+        picture = Picture(
+            pixels=pixels,
+            patch_size_px=self.spec.patch_size_px,
+            special_tokens=self.spec.special_tokens,
+            interpolates=bool(given.get("interpolate_pos_encoding")),
+        )
+        return Tokens(features={"rows": rows}, mask=None, reads=self._reads(rows.shape[1]), picture=picture)
 
     def num_tokens(self, inputs: dict[str, Any]) -> int:
         height, width = inputs["pixel_values"].shape[-2:]
@@ -52,7 +61,22 @@ class VisionModel(Model):
         return int((height // patch_height) * (width // patch_width) + self.spec.special_tokens)
 
     def embed(self, features: dict[str, Tensor]) -> Rows:
-        return features["rows"]
+        """Rows, or those of a strip: it is embedded as part of a picture that is blank elsewhere, so that they are bit
+        by bit what they would be of the whole one."""
+        if "rows" in features:
+            return features["rows"]
+        strip, place = features["pixel_values"], features["place"].tolist()
+        if len(place) != 5 or strip.ndim != 4:
+            raise InputError(f"a strip of shape {tuple(strip.shape)} has no place in a picture: {place}")
+        top, height, start, stop, interpolates = place
+        bottom = top + strip.shape[2]
+        if not (0 <= top < bottom <= height <= MAX_SIDE_PX and strip.shape[3] <= MAX_SIDE_PX and 0 <= start < stop):
+            raise InputError(f"pixels {top} to {bottom} of {height}, tokens {start} to {stop}: no strip of a picture")
+        pixels = strip.new_zeros(*strip.shape[:2], height, strip.shape[3])
+        pixels[:, :, top:bottom] = strip
+        given = {"interpolate_pos_encoding": True} if interpolates and not self._interpolates else {}
+        rows: Tensor = self._embeddings(pixels.to(self.device, self.dtype), **given)
+        return rows[:, start:stop]
 
     def finish(self, x: Rows) -> Rows:
         return self._norm(x)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.specs.codec import CodecSpec
-from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES, block_macs
+from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES, block_macs, token_bytes
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.replica.partition import sample_bounds
@@ -126,17 +126,16 @@ def _sequence(model: ModelSpec, plan: Plan, batch: int, num_tokens: int, element
         projected = key_rows if codec.travels == "rows" else count
         reads = _rows_read(model, start, stop, num_tokens)
         linear, attention = _macs(model, count, key_rows, projected, reads)
-        embedding = model.embedding_macs(num_tokens) if index == 0 else 0
+        embedding = model.embedding_macs(num_tokens)  # of the whole picture, everywhere
         head = _head_macs(model, num_tokens) if index == 0 else 0
         first, overlaps = _parts(model, codec, count, key_rows, projected)
-        token_bytes = model.hidden_size * element_bytes if model.is_vision else TEXT_TOKEN_BYTES
         works.append(
             DeviceWork(
                 takes_part=True,
                 rows=batch * count,
                 linear_macs=batch * (linear + embedding + head),
                 attention_macs=batch * attention,
-                embedding_macs=batch * embedding,
+                embedding_macs=batch * embedding if index == 0 else 0,
                 head_macs=batch * head,
                 sends_first=first,
                 overlaps=overlaps,
@@ -147,7 +146,7 @@ def _sequence(model: ModelSpec, plan: Plan, batch: int, num_tokens: int, element
                 ),
                 encoded_values=0 if codec.is_exact or not told else batch * count * width,
                 decoded_values=0 if codec.is_exact else batch * sum(received) * width,
-                input_bytes=batch * count * token_bytes if index else 0,
+                input_bytes=batch * count * token_bytes(model, element_bytes) if index else 0,
                 result_bytes=batch * reads * model.hidden_size * element_bytes + FRAME_BYTES if index else 0,
             )
         )

@@ -60,6 +60,8 @@ class Request:
 
     job: Job
     tensors_of: Callable[[int], dict[str, Tensor]]  # by index into job.devices
+    strip_of: Callable[[int], dict[str, Tensor]] | None = None
+    """The same from a picture's pixels, where they may be fewer bytes."""
     plan: Plan
     batch: int
     num_tokens: int
@@ -275,9 +277,11 @@ class Coordinator:
             reads=tokens.reads,
             greedy=greedy,
         )
+        picture = tokens.picture
         return Request(
             job=job,
             tensors_of=lambda index: {**tokens.features_of(*bounds[index]), **everybodys},
+            strip_of=None if picture is None else lambda index: picture.strip(*bounds[index]),
             plan=plan,
             batch=tokens.batch,
             num_tokens=tokens.num_tokens,
@@ -321,7 +325,7 @@ class Coordinator:
         self._running = request
         for index, device in enumerate(job.devices):
             if device != 0:
-                sent, tensors = as_sent(job, request.tensors_of(index))
+                sent, tensors = _smaller(request, index)
                 meta, buffers = sent.to_json(), self._staging.to_wire(tensors, run.meter)
                 self._transport.send(device, Kind.REQUEST, epoch=epoch, request=number, meta=meta, buffers=buffers)
         return run
@@ -400,6 +404,15 @@ class Coordinator:
     @property
     def _dtype(self) -> str:
         return str(self._model.dtype).removeprefix("torch.")
+
+
+def _smaller(request: Request, index: int) -> tuple[Job, list[Tensor]]:
+    """A device's order, and what travels with it: its tokens as rows, or as pixels if these have few levels."""
+    rows = as_sent(request.job, request.tensors_of(index))
+    if request.strip_of is None:
+        return rows
+    strip = as_sent(request.job, request.strip_of(index))
+    return min(rows, strip, key=lambda sent: sum(tensor.nbytes for tensor in sent[1]))
 
 
 def _ignore(ids: Tensor) -> None:

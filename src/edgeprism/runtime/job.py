@@ -114,7 +114,7 @@ def as_sent(job: _Order, tensors: Mapping[str, Tensor]) -> tuple[_Order, list[Te
         found = to_levels(tensor) if is_picture and tensor.is_floating_point() else None
         if found is not None:
             sent[name], tables[name] = found
-    order: _Order = replace(job, levels=tuple(tables))
+    order: _Order = replace(job, tensors=tuple(tensors), levels=tuple(tables))
     return order, [*sent.values(), *tables.values()]
 
 

@@ -11,6 +11,14 @@ TEXT_TOKEN_BYTES = 8
 """A token of a text as it is handed out: id and position in int32 (sequence), or the id in int64 (replica)."""
 
 
+def token_bytes(model: ModelSpec, element_bytes: int) -> int:
+    """A token as `sequence` hands it out: of a picture its patch, a byte a value, or its row where that is less. (Rows
+    of patches travel whole, so a device may be sent some more; values of more than 256 levels travel as rows.)"""
+    if not model.is_vision:
+        return TEXT_TOKEN_BYTES
+    return min(PIXEL_BYTES * model.values_per_patch, element_bytes * model.hidden_size)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceCost:
     """One device's part of one request."""
