@@ -90,9 +90,9 @@ def name_of(plan: str, codec: str) -> str:
 
 
 def pixels(batch: int, dtype: str) -> torch.Tensor:
-    """Seeded pictures."""
-    generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, 3, 224, 224, generator=generator).to(getattr(torch, dtype))
+    """Seeded pictures, as an image processor makes them of eight bits."""
+    eight_bits = torch.randint(0, 256, (batch, 3, 224, 224), generator=torch.Generator().manual_seed(batch))
+    return ((eight_bits / 255 - 0.5) / 0.5).to(getattr(torch, dtype))
 
 
 def engine_call(engine: edgeprism.Engine, way: tuple[str, str], batch: int, dtype: str) -> Callable[[], object]:

@@ -66,7 +66,7 @@ def test_document(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (0, 4, 118, 197),
         (1, 4, 79, 197),
     ]
-    assert devices[0]["bytes_sent"] == 4 * 79 * 768 + 12 * 4 * 118 * 772
+    assert devices[0]["bytes_sent"] == 4 * 6 * 14 * 768 + 3 * 256 * 2 + 12 * 4 * 118 * 772
     assert devices[1]["bytes_sent"] == 12 * 4 * 79 * 772
     computation = document.pop("computation")
     assert round(computation["one_device_gflop"], 2) == 140.50
@@ -79,7 +79,7 @@ def test_document(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "batch": 4,
         "dtype": "bfloat16",
         "exchange": {"bytes_per_block": 4 * 118 * 772, "saved": pytest.approx(1 - 772 / 1536), "num_blocks": 12},
-        "input_bytes": 4 * 79 * 768,
+        "input_bytes": 4 * 6 * 14 * 768 + 3 * 256 * 2,
         "note": None,
     }
 
@@ -120,7 +120,7 @@ def test_text_output(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "ViTForImageClassification, 197 tokens, batch 1, float32: sequence over 2 device(s), codec means:9.9",
         "",
         "device  samples  tokens  key rows  GFLOP      sent",
-        "     0        1      98       108  17.55  444.7 kB",
+        "     0        1      98       108  17.55  457.7 kB",
         "     1        1      99       109  17.50  368.6 kB",
         "",
         "The busiest device computes 17.55 of one device's 35.13 GFLOP (50.03 % saved); in each of 12 blocks a device "

@@ -10,10 +10,11 @@ from torch import Tensor
 
 import edgeprism
 from edgeprism.errors import FrameError, InputError
-from edgeprism.models.model import Picture
 from edgeprism.models.registry import adapt
 from edgeprism.runtime.job import as_received, as_sent, replica_job
 from edgeprism.specs.plan import Plan
+from edgeprism.strategies.sequence.cost import cost
+from edgeprism.strategies.sequence.partition import token_bounds
 from tests.families import make
 
 
@@ -79,46 +80,65 @@ VISION = (
 )
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2, 0.3, 0.5), (0.01, 0.99)])
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.2, 0.3, 0.5), (0.01, 0.99), (0.0, 0.5, 0.5)])
 @pytest.mark.parametrize("architecture", VISION)
 def test_strips_travel_instead_of_rows(architecture: str, shares: tuple[float, ...]) -> None:
-    """Right answers for fewer bytes; what has more levels travels as rows, and is right as well."""
+    """Right answers for the bytes that were counted; what has more levels takes more, and is right as well."""
     model = make(architecture, image_size=96)
+    plan = Plan(strategy="sequence", shares=shares)
     with (
         edgeprism.Cluster.in_process(len(shares)) as cluster,
-        edgeprism.load(model, cluster=cluster, plan=Plan(strategy="sequence", shares=shares)) as engine,
+        edgeprism.load(model, cluster=cluster, plan=plan) as engine,
     ):
         num_bytes = []
-        for x in (pictures(2, 96), torch.randn(2, 3, 96, 96)):
+        for x in (pictures(8, 96), torch.randn(8, 3, 96, 96)):
             with torch.no_grad():
                 wanted = model(pixel_values=x)[0]
             assert (engine(pixel_values=x)[0] - wanted).abs().max() <= 1e-4
             assert engine.last_trace is not None and not engine.last_trace.failures
             num_bytes.append(engine.last_trace.devices[0].bytes_sent)
-        assert num_bytes[0] < num_bytes[1]
+        num_tokens = engine.last_trace.num_tokens
+        counted = cost(engine.spec, plan, num_tokens=num_tokens, batch=8, element_bytes=4).input_bytes
+    rows = sum(8 * (stop - start) * 64 * 4 for start, stop in token_bounds(num_tokens, shares)[1:])
+    assert num_bytes[1] - num_bytes[0] == pytest.approx(rows - counted, abs=200 * len(shares))
+    assert rows > counted + 1000 * len(shares)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", VISION)
 @pytest.mark.parametrize("size_px", [(96, 96), (64, 128), (72, 70)])
-def test_a_strip_embeds_to_the_rows_of_the_whole(architecture: str, size_px: tuple[int, int]) -> None:
-    """Bit by bit, for every run of tokens, also of pictures that have not the model's own size."""
-    model = adapt(make(architecture, image_size=96))
+def test_a_strip_embeds_to_the_rows_of_the_whole(architecture: str, size_px: tuple[int, int], dtype: str) -> None:
+    """Wherever a run of tokens begins, also of pictures that have not the model's own size."""
+    reference = make(architecture, image_size=96).to(getattr(torch, dtype))
+    model = adapt(reference)
     x = pictures(2, 128)[:, :, : size_px[0], : size_px[1]]
     options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in model.input_names else {}
-    tokens = model.tokens({"pixel_values": x, **options})
-    assert tokens.picture is not None
-    for start in range(tokens.num_tokens):
-        for stop in range(start + 1, tokens.num_tokens + 1):
-            rows = model.embed(tokens.picture.strip(start, stop))
-            assert torch.equal(rows, tokens.features["rows"][:, start:stop])
+    with torch.no_grad():
+        tokens = model.tokens({"pixel_values": x, **options})
+        embeddings = getattr(reference, reference.base_model_prefix, reference).embeddings
+        whole = embeddings(x.to(reference.dtype), **options)
+        assert tokens.num_tokens == whole.shape[1]
+        for start in range(tokens.num_tokens):
+            for stop in {start + 1, min(start + 15, tokens.num_tokens), tokens.num_tokens}:
+                rows = model.embed(tokens.features_of(start, stop))
+                assert torch.equal(rows, whole[:, start:stop])
 
 
 @pytest.mark.parametrize(
-    "place", [(0, 0, 0, 9, 0), (-8, 96, 0, 9, 0), (90, 96, 0, 9, 0), (0, 10**9, 0, 9, 0), (0, 96, 9, 9, 0), (0, 96)]
+    ("place", "what"),
+    [
+        ((-8, 96, 0, 9, 0), "does not fit"),
+        ((90, 96, 0, 9, 0), "does not fit"),
+        ((0, 10**9, 0, 9, 0), "does not fit"),
+        ((0, 96, 9, 9, 0), "has no tokens"),
+        ((0, 96, 0, 1000, 0), "has no tokens"),
+        ((0, 10**5, 0, 9, 0), "has no tokens"),
+        ((0, 96), "no place"),
+    ],
 )
-def test_a_strip_without_a_place_is_refused(place: tuple[int, ...]) -> None:
+def test_a_strip_that_is_none_is_refused(place: tuple[int, ...], what: str) -> None:
     """Before memory is taken for the picture that it says it is of."""
     model = adapt(make("ViTForImageClassification", image_size=96))
-    strip = Picture(pixels=pictures(1, 96), patch_size_px=(8, 8), special_tokens=1, interpolates=False).strip(0, 9)
-    with pytest.raises(InputError, match=r"no strip|no place"):
+    strip = model.tokens({"pixel_values": pictures(1, 96)}).features_of(0, 9)
+    with pytest.raises(InputError, match=what):
         model.embed({**strip, "place": torch.tensor(place)})

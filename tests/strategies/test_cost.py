@@ -67,10 +67,11 @@ def test_published_bert_headline() -> None:
 
 
 def test_vit_bytes_by_hand() -> None:
-    """99 patches of 16 * 16 * 3 values go out once; then 98 rows one way and 99 the other in each of twelve blocks."""
+    """Tokens 98 to 196 lie in 8 of 14 rows of patches, 14 * 16 * 16 * 3 values each, which go out once with a table of
+    levels; then 98 rows go one way and 99 the other in each of twelve blocks."""
     cost = sequence(VIT, "exact", 197)
-    assert cost.input_bytes == 99 * 768
-    assert [device.bytes_sent for device in cost.devices] == [99 * 768 + 12 * 98 * 3072, 12 * 99 * 3072]
+    assert cost.input_bytes == 8 * 14 * 768 + 3 * 256 * 4
+    assert [device.bytes_sent for device in cost.devices] == [cost.input_bytes + 12 * 98 * 3072, 12 * 99 * 3072]
     assert cost.bytes_per_block == 99 * 768 * 4
     assert cost.num_exchanges == 12
 
@@ -80,7 +81,7 @@ def test_batch_and_dtype_scale_the_bytes() -> None:
     work does not depend on the dtype."""
     one, many = sequence(VIT, "exact", 197), sequence(VIT, "exact", 197, batch=8, element_bytes=2)
     assert many.bytes_per_block == 4 * one.bytes_per_block
-    assert many.input_bytes == 8 * one.input_bytes
+    assert many.input_bytes == 8 * (one.input_bytes - 3 * 256 * 4) + 3 * 256 * 2
     assert many.devices[0].macs == 8 * one.devices[0].macs
 
 

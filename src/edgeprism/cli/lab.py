@@ -179,6 +179,7 @@ def _set(args: argparse.Namespace) -> int:
     lab = _attached()
     if args.rate is not None:
         lab.set_rate(args.device, rate)
+        _warn_of_bursts(lab.state, rate)
     if args.delay is not None:
         lab.set_delay(args.device, args.delay)
     return 0
@@ -193,8 +194,23 @@ def _replay(args: argparse.Namespace) -> int:
     from edgeprism.lab.trace import read_trace
 
     trace = read_trace(args.trace)
-    _attached().replay(trace).join()
+    lab = _attached()
+    _warn_of_bursts(lab.state, min(step[1] for step in trace))
+    lab.replay(trace).join()
     return 0
+
+
+def _warn_of_bursts(state: State, rate_mbit: float | None) -> None:
+    """Where messages after a pause will be earlier than a link of that rate would let them be."""
+    from edgeprism.lab.buckets import FRAME_BYTES, frames_at_once
+
+    frames, fitting = state.frames_at_once, frames_at_once(rate_mbit)
+    if rate_mbit is not None and fitting < frames and not state.is_relayed:
+        _say(
+            f"links send {frames} frames at once, since the lab started with higher rates, and at {rate_mbit:g} Mbit/s "
+            f"a message after a pause is {8e-3 * FRAME_BYTES * (frames - fitting) / rate_mbit:.1f} ms early; for "
+            f"such rates start it with --frames-at-once {fitting}"
+        )
 
 
 def _check(args: argparse.Namespace) -> int:

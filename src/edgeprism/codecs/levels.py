@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-NUM_LEVELS = 256
+from edgeprism.specs.cost import NUM_LEVELS
+
 MIN_BYTES = 16 * 2**10
 """Of a tensor that is looked at: a smaller one travels as fast as its table."""
 MAX_CHANNELS = 16

@@ -141,7 +141,7 @@ def check(lab: Lab) -> Report:
             speeds=tuple(speeds),
             relay_cpu_s=round(lab.relay_cpu_s() - relay_s, 2),
             seconds=round(time.monotonic() - began_s, 2),
-            frames_at_once=lab.state.frames_at_once,
+            frames_at_once=1 if lab.state.is_relayed else lab.state.frames_at_once,
         )
 
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from edgeprism.errors import InputError
 from edgeprism.models.block import Block, Rows
 from edgeprism.models.reads import HeadInput, Reads
+from edgeprism.specs.cost import patch_rows
 from edgeprism.specs.model import ModelSpec
 
 DTYPES = {
@@ -34,33 +35,33 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """What the tokens of a vision model were made of, (batch, channels, height, width): strips of it can travel instead
-    of embedded patches."""
+    """What the tokens of a vision model are made of: each device embeds those of a strip of it."""
 
-    pixels: Tensor
-    patch_size_px: tuple[int, int]
+    pixels: Float[Tensor, "batch channels height width"]
+    num_tokens: int
     special_tokens: int
+    patch_size_px: tuple[int, int]
     interpolates: bool
     """Whether the call asked for positions to be interpolated."""
 
     def strip(self, start: int, stop: int) -> dict[str, Tensor]:
-        """Features of the tokens [start, stop) for ``Model.embed``: the whole rows of patches that they lie in, and
-        their place, (top row of pixels, height of the picture, start, stop, interpolates)."""
+        """Features of the tokens [start, stop) for ``Model.embed``: the rows of patches that they lie in, and their
+        place: top row of pixels, height of the picture, start, stop, interpolates."""
         height, width = self.pixels.shape[-2:]
-        patch_height, patches_a_row = self.patch_size_px[0], width // self.patch_size_px[1]
-        first, last = (max(0, token - self.special_tokens) for token in (start, stop))
-        top = patch_height * (first // patches_a_row)
-        bottom = patch_height * max(1, -(-last // patches_a_row))
-        place = torch.tensor([top, height, start, stop, int(self.interpolates)])
-        return {"pixel_values": self.pixels[:, :, top:bottom], "place": place}
+        patch_height, patch_width = self.patch_size_px
+        first, last = patch_rows(start, stop, self.special_tokens, width // patch_width)
+        is_last = stop == self.num_tokens  # pixels that no patch has are below it
+        bottom = height if is_last else patch_height * last
+        place = torch.tensor([patch_height * first, height, start, stop, int(self.interpolates)])
+        return {"pixel_values": self.pixels[:, :, patch_height * first : bottom], "place": place}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """One request as tokens.
 
-    ``features``: name -> (batch, num_tokens, ...); what ``Model.embed`` turns into rows: ids for text, embedded
-    patches for images, of which ``picture`` is the source.
+    ``features``: what ``Model.embed`` turns into rows: for text ids and the like, (batch, num_tokens, ...); for images
+    all of the ``picture``, or (batch, num_tokens, width) rows of one that is very large.
     ``mask``: (batch, num_tokens), True at real tokens, or None when all are real.
     ``reads``: the rows that the head will read.
     ``positions``: (1 or batch, num_tokens) of everybody, for families that rotate queries and keys; None where the
@@ -79,10 +80,12 @@ class Tokens:
 
     @property
     def num_tokens(self) -> int:
-        return next(iter(self.features.values())).shape[1]
+        return next(iter(self.features.values())).shape[1] if self.picture is None else self.picture.num_tokens
 
     def features_of(self, start: int, stop: int) -> dict[str, Tensor]:
         """The features of the tokens [start, stop)."""
+        if self.picture is not None:
+            return self.picture.strip(start, stop)
         return {name: feature[:, start:stop] for name, feature in self.features.items()}
 
 

@@ -19,8 +19,8 @@ from edgeprism.models.mlp import GatedUp, Up
 from edgeprism.models.model import Model, Picture, Tokens, only
 from edgeprism.models.reads import HeadInput, Reads
 
-MAX_SIDE_PX = 2**14
-"""Of a picture of which a strip comes: a device takes memory for all of it."""
+MAX_VALUES, MAX_TOKENS = 2**28, 2**17
+"""Of a batch of pictures of which strips travel, and of one of its pictures: a device takes memory for all of it."""
 
 
 class VisionModel(Model):
@@ -43,40 +43,54 @@ class VisionModel(Model):
         pixels = given.pop("pixel_values")
         if pixels.ndim != 4 or not pixels.shape[0]:
             raise InputError(f"pixel_values must be (batch, channels, height, width), not {tuple(pixels.shape)}")
-        try:
-            rows = self._embeddings(pixels.to(self.device, self.dtype), **given)
-        except (ValueError, RuntimeError) as exc:  # transformers' and torch's own words for a wrong size
-            raise InputError(f"pixel_values of shape {tuple(pixels.shape)} do not fit this model: {exc}") from exc
+        pixels = pixels.to(self.dtype)
+        none = self._embedded(pixels[:0], **given)  # says what does not fit, and how many tokens there are
+        num_tokens, reads = none.shape[1], self._reads(none.shape[1])
+        if pixels.numel() > MAX_VALUES or num_tokens > MAX_TOKENS:
+            return Tokens(features={"rows": self._embedded(pixels, **given)}, mask=None, reads=reads)
         picture = Picture(
             pixels=pixels,
-            patch_size_px=self.spec.patch_size_px,
+            num_tokens=num_tokens,
             special_tokens=self.spec.special_tokens,
+            patch_size_px=self.spec.patch_size_px,
             interpolates=bool(given.get("interpolate_pos_encoding")),
         )
-        return Tokens(features={"rows": rows}, mask=None, reads=self._reads(rows.shape[1]), picture=picture)
+        return Tokens(features=picture.strip(0, num_tokens), mask=None, reads=reads, picture=picture)
 
     def num_tokens(self, inputs: dict[str, Any]) -> int:
-        height, width = inputs["pixel_values"].shape[-2:]
+        return self._tokens_of(*inputs["pixel_values"].shape[-2:])
+
+    def _tokens_of(self, height: int, width: int) -> int:
         patch_height, patch_width = self.spec.patch_size_px
         return int((height // patch_height) * (width // patch_width) + self.spec.special_tokens)
 
     def embed(self, features: dict[str, Tensor]) -> Rows:
-        """Rows, or those of a strip: it is embedded as part of a picture that is blank elsewhere, so that they are bit
-        by bit what they would be of the whole one."""
+        """Of a strip: embedded as part of a picture that is blank elsewhere, so that positions are those of the whole.
+        InputError for one that is no part of a picture of this model."""
         if "rows" in features:
             return features["rows"]
         strip, place = features["pixel_values"], features["place"].tolist()
-        if len(place) != 5 or strip.ndim != 4:
+        if strip.ndim != 4 or len(place) != 5:
             raise InputError(f"a strip of shape {tuple(strip.shape)} has no place in a picture: {place}")
-        top, height, start, stop, interpolates = place
-        bottom = top + strip.shape[2]
-        if not (0 <= top < bottom <= height <= MAX_SIDE_PX and strip.shape[3] <= MAX_SIDE_PX and 0 <= start < stop):
-            raise InputError(f"pixels {top} to {bottom} of {height}, tokens {start} to {stop}: no strip of a picture")
-        pixels = strip.new_zeros(*strip.shape[:2], height, strip.shape[3])
-        pixels[:, :, top:bottom] = strip
+        (batch, channels, strip_height, width), (top, height, start, stop, interpolates) = strip.shape, place
+        fits = 0 <= top < top + strip_height <= height and channels == self.spec.num_channels
+        if not fits or batch * channels * height * width > MAX_VALUES:
+            raise InputError(f"a strip of shape {tuple(strip.shape)} does not fit at row {top} of {height}")
+        if not 0 <= start < stop <= self._tokens_of(height, width) <= MAX_TOKENS:
+            raise InputError(f"a picture of {height} x {width} pixels has no tokens {start} to {stop}")
+        pixels = strip
+        if strip_height < height:
+            pixels = strip.new_zeros(batch, channels, height, width)
+            pixels[:, :, top : top + strip_height] = strip
         given = {"interpolate_pos_encoding": True} if interpolates and not self._interpolates else {}
-        rows: Tensor = self._embeddings(pixels.to(self.device, self.dtype), **given)
-        return rows[:, start:stop]
+        return self._embedded(pixels, **given)[:, start:stop]
+
+    def _embedded(self, pixels: Tensor, **given: Any) -> Rows:
+        try:
+            rows: Tensor = self._embeddings(pixels.to(self.device, self.dtype), **given)
+        except (ValueError, RuntimeError) as exc:  # transformers' and torch's own words for a wrong size
+            raise InputError(f"pixel_values of shape {tuple(pixels.shape)} do not fit this model: {exc}") from exc
+        return rows
 
     def finish(self, x: Rows) -> Rows:
         return self._norm(x)

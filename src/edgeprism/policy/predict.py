@@ -138,14 +138,14 @@ class _Timeline:
         return end
 
     def sequence(self, model: ModelSpec) -> float:
-        """Rows out; block by block; results in; the head."""
+        """Inputs out, embedded where they arrive; block by block; results in; the head."""
         now = [0.0] * len(self._works)
-        begin = self._before_blocks()
         for device in self._devices:
-            begin_s = begin if COORDINATOR in self._devices else 0.0
-            now[device] = begin_s
-            if device != COORDINATOR:
-                now[device] = self._send(COORDINATOR, device, begin_s, self._works[device].input_bytes)
+            work = self._works[device]
+            if device != COORDINATOR:  # what needs no embedding there was embedded here
+                ready_s = 0.0 if work.embedding_macs or COORDINATOR not in self._devices else now[COORDINATOR]
+                now[device] = self._send(COORDINATOR, device, ready_s, work.input_bytes)
+            now[device] += self._of(device).linear_s_per_mac * work.embedding_macs
         now = self._blocks(now, model.num_layers - 1)
         now = self._block(now, [device for device in self._devices if self._reads(model, device)])
         end = max(self._deliver(device, now[device]) for device in self._devices)
@@ -203,11 +203,6 @@ class _Timeline:
         one, work = self._of(device), self._works[device]
         outside = one.linear_s_per_mac * (work.embedding_macs + work.head_macs)
         return (one.compute_s - outside) / max(1, work.num_exchanges)
-
-    def _before_blocks(self) -> float:
-        if COORDINATOR not in self._devices:
-            return 0.0
-        return self._of(COORDINATOR).linear_s_per_mac * self._works[COORDINATOR].embedding_macs
 
     def _after_blocks(self) -> float:
         if COORDINATOR not in self._devices:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.specs.codec import CodecSpec
-from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES, block_macs, token_bytes
+from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES, block_macs, handed_out
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.replica.partition import sample_bounds
@@ -33,7 +33,7 @@ class DeviceWork:
     linear_macs: int = 0
     attention_macs: int = 0
     embedding_macs: int = 0
-    """Before anything is handed out; among ``linear_macs``."""
+    """Before the first block; among ``linear_macs``."""
     head_macs: int = 0
     """After everything is gathered; among ``linear_macs``."""
     sends_first: float = 0.0
@@ -126,7 +126,10 @@ def _sequence(model: ModelSpec, plan: Plan, batch: int, num_tokens: int, element
         projected = key_rows if codec.travels == "rows" else count
         reads = _rows_read(model, start, stop, num_tokens)
         linear, attention = _macs(model, count, key_rows, projected, reads)
-        embedding = model.embedding_macs(num_tokens)  # of the whole picture, everywhere
+        given = handed_out(
+            model, start, stop, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes
+        )  # fmt: skip
+        embedding = model.embedding_macs(num_tokens) if index == 0 or given.embeds else 0
         head = _head_macs(model, num_tokens) if index == 0 else 0
         first, overlaps = _parts(model, codec, count, key_rows, projected)
         works.append(
@@ -135,7 +138,7 @@ def _sequence(model: ModelSpec, plan: Plan, batch: int, num_tokens: int, element
                 rows=batch * count,
                 linear_macs=batch * (linear + embedding + head),
                 attention_macs=batch * attention,
-                embedding_macs=batch * embedding if index == 0 else 0,
+                embedding_macs=batch * embedding,
                 head_macs=batch * head,
                 sends_first=first,
                 overlaps=overlaps,
@@ -146,7 +149,7 @@ def _sequence(model: ModelSpec, plan: Plan, batch: int, num_tokens: int, element
                 ),
                 encoded_values=0 if codec.is_exact or not told else batch * count * width,
                 decoded_values=0 if codec.is_exact else batch * sum(received) * width,
-                input_bytes=batch * count * token_bytes(model, element_bytes) if index else 0,
+                input_bytes=given.num_bytes if index else 0,
                 result_bytes=batch * reads * model.hidden_size * element_bytes + FRAME_BYTES if index else 0,
             )
         )

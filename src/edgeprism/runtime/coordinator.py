@@ -60,8 +60,6 @@ class Request:
 
     job: Job
     tensors_of: Callable[[int], dict[str, Tensor]]  # by index into job.devices
-    strip_of: Callable[[int], dict[str, Tensor]] | None = None
-    """The same from a picture's pixels, where they may be fewer bytes."""
     plan: Plan
     batch: int
     num_tokens: int
@@ -277,11 +275,9 @@ class Coordinator:
             reads=tokens.reads,
             greedy=greedy,
         )
-        picture = tokens.picture
         return Request(
             job=job,
             tensors_of=lambda index: {**tokens.features_of(*bounds[index]), **everybodys},
-            strip_of=None if picture is None else lambda index: picture.strip(*bounds[index]),
             plan=plan,
             batch=tokens.batch,
             num_tokens=tokens.num_tokens,
@@ -325,10 +321,23 @@ class Coordinator:
         self._running = request
         for index, device in enumerate(job.devices):
             if device != 0:
-                sent, tensors = _smaller(request, index)
+                sent, tensors = self._order(request, index)
                 meta, buffers = sent.to_json(), self._staging.to_wire(tensors, run.meter)
                 self._transport.send(device, Kind.REQUEST, epoch=epoch, request=number, meta=meta, buffers=buffers)
         return run
+
+    def _order(self, request: Request, index: int) -> tuple[Job, list[Tensor]]:
+        """For a device, and what travels with it: of a picture its strip, or the rows of that where they are less."""
+        given = request.tensors_of(index)
+        order, tensors = as_sent(request.job, given)
+        if "place" not in given:
+            return order, tensors
+        start, stop = request.job.bounds[index]
+        row_bytes = request.batch * (stop - start) * self._model.config.hidden_size * self._model.dtype.itemsize
+        if sum(tensor.nbytes for tensor in tensors) <= row_bytes:
+            return order, tensors
+        with torch.no_grad():
+            return as_sent(request.job, {"rows": self._model.embed(given)})
 
     def _follow(self, request: Request, device: int, emit: Emit) -> Frame:
         """Passes on the tokens that ``device`` decodes; returns its closing RESULT."""
@@ -404,15 +413,6 @@ class Coordinator:
     @property
     def _dtype(self) -> str:
         return str(self._model.dtype).removeprefix("torch.")
-
-
-def _smaller(request: Request, index: int) -> tuple[Job, list[Tensor]]:
-    """A device's order, and what travels with it: its tokens as rows, or as pixels if these have few levels."""
-    rows = as_sent(request.job, request.tensors_of(index))
-    if request.strip_of is None:
-        return rows
-    strip = as_sent(request.job, request.strip_of(index))
-    return min(rows, strip, key=lambda sent: sum(tensor.nbytes for tensor in sent[1]))
 
 
 def _ignore(ids: Tensor) -> None:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from edgeprism.codecs.calibration import Calibration
-from edgeprism.codecs.levels import NUM_LEVELS, from_levels, to_levels
+from edgeprism.codecs.levels import from_levels, to_levels
 from edgeprism.errors import FrameError, PeerFault
 from edgeprism.models.model import Model
 from edgeprism.models.text import CausalLM
 from edgeprism.runtime.messages import Handover, Job
 from edgeprism.runtime.trace import DeviceTrace
+from edgeprism.specs.cost import NUM_LEVELS
 from edgeprism.specs.plan import MAX_DEVICES
 from edgeprism.strategies.greedy import GreedyDecoder
 from edgeprism.strategies.meter import Meter
@@ -107,10 +108,10 @@ _Order = TypeVar("_Order", bound=Job | Handover)
 def as_sent(job: _Order, tensors: Mapping[str, Tensor]) -> tuple[_Order, list[Tensor]]:
     """An order's tensors as they travel, contiguous, and the order that says so: pictures of few levels
     (`codecs.levels`) as those, each with its table behind all tensors."""
-    sent = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    sent = {name: (tensor.cpu() if name == PIXELS else tensor).contiguous() for name, tensor in tensors.items()}
     tables = {}
     for name, tensor in sent.items():
-        is_picture = name == PIXELS and tensor.ndim == 4 and tensor.device.type == "cpu"
+        is_picture = name == PIXELS and tensor.ndim == 4
         found = to_levels(tensor) if is_picture and tensor.is_floating_point() else None
         if found is not None:
             sent[name], tables[name] = found
@@ -185,6 +186,7 @@ class JobRun:
             raise FrameError("a sequence request does not say what this device has to do")
         _check_bounds(job)
         index = job.devices.index(self._transport.rank)
+        _check_place(tensors.get("place"), job.bounds[index])
         work = Work(
             devices=job.devices,
             bounds=job.bounds,
@@ -239,6 +241,14 @@ class JobRun:
     def _own_bounds(self) -> tuple[int, int]:
         rank, job = self._transport.rank, self._job
         return job.bounds[job.devices.index(rank)] if rank in job.devices else (0, 0)
+
+
+def _check_place(place: Tensor | None, bounds: tuple[int, int]) -> None:
+    """FrameError unless a strip of a picture is that of the device's own tokens."""
+    if place is not None and not (
+        place.dtype == torch.int64 and place.shape == (5,) and tuple(place[2:4].tolist()) == bounds
+    ):
+        raise FrameError(f"a strip of a picture with place {place.flatten()[:5].tolist()}, for tokens {bounds}")
 
 
 def _check_bounds(job: Job) -> None:

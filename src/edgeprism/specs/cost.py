@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from edgeprism.specs.model import ModelSpec
 
 PIXEL_BYTES = 1  # of one value of a picture that comes from eight bits a channel
+NUM_LEVELS = 256  # of a channel of such a picture
 TEXT_TOKEN_BYTES = 8
 """A token of a text as it is handed out: id and position in int32 (sequence), or the id in int64 (replica)."""
 
 
-def token_bytes(model: ModelSpec, element_bytes: int) -> int:
-    """A token as `sequence` hands it out: of a picture its patch, a byte a value, or its row where that is less. (Rows
-    of patches travel whole, so a device may be sent some more; values of more than 256 levels travel as rows.)"""
+def patch_rows(start: int, stop: int, special_tokens: int, patches_a_row: int) -> tuple[int, int]:
+    """(first, end) of the rows of patches that the tokens [start, stop) of a picture lie in; one, if in none.
+
+    >>> patch_rows(98, 197, 1, 14)
+    (6, 14)
+    """
+    first, last = (max(0, token - special_tokens) for token in (start, stop))
+    row = first // patches_a_row
+    return row, max(row + 1, -(-last // patches_a_row))
+
+
+def handed_out(
+    model: ModelSpec, start: int, stop: int, *, num_tokens: int, batch: int, element_bytes: int
+) -> HandedOut:
+    """What a device gets for the tokens [start, stop) under `sequence`: of a text ids; of pictures their strips, a byte
+    a value and a table of what these mean, or embedded rows where that is less. (Values of more than 256 levels travel
+    as they are; a grid of patches that is no square is counted as one long row.)"""
+    count = stop - start
     if not model.is_vision:
-        return TEXT_TOKEN_BYTES
-    return min(PIXEL_BYTES * model.values_per_patch, element_bytes * model.hidden_size)
+        return HandedOut(num_bytes=batch * count * TEXT_TOKEN_BYTES, embeds=False)
+    num_patches = num_tokens - model.special_tokens
+    side = math.isqrt(num_patches)
+    a_row = side if side * side == num_patches else 1
+    first, last = patch_rows(start, stop, model.special_tokens, a_row)
+    table = NUM_LEVELS * model.num_channels * element_bytes
+    strip = batch * (last - first) * a_row * model.values_per_patch * PIXEL_BYTES + table
+    rows = batch * count * model.hidden_size * element_bytes
+    return HandedOut(num_bytes=min(strip, rows), embeds=strip < rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandedOut:
+    """Bytes, and whether it takes an embedding to make rows of them."""
+
+    num_bytes: int
+    embeds: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,10 +56,13 @@ class Staging:
         start = time.perf_counter()
         with torch.cuda.stream(self._stream):
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
-            hosts = [self._pin(index, tensor) for index, tensor in enumerate(tensors)]
+            hosts = [
+                self._pin(index, tensor) if tensor.is_cuda else tensor for index, tensor in enumerate(tensors)
+            ]  # what is in host memory stays there
             for host, tensor in zip(hosts, tensors, strict=True):
-                host.copy_(tensor, non_blocking=True)
-                tensor.record_stream(self._stream)
+                if tensor.is_cuda:
+                    host.copy_(tensor, non_blocking=True)
+                    tensor.record_stream(self._stream)
             copied = self._stream.record_event()
         copied.synchronize()
         meter.staging_s += time.perf_counter() - start

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.specs.codec import EXACT, CodecSpec
-from edgeprism.specs.cost import Cost, DeviceCost, block_macs, token_bytes
+from edgeprism.specs.cost import Cost, DeviceCost, block_macs, handed_out
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.sequence.partition import token_bounds
@@ -18,15 +18,20 @@ def cost(model: ModelSpec, plan: Plan, *, num_tokens: int, batch: int, element_b
     """Counts for a batch of ``batch`` samples of ``num_tokens`` tokens each, none of them padding.
 
     Every block is counted whole, as in the paper; a run does less in the last one, where only rows that the head reads
-    are computed. Pictures are handed out as pixels, texts as ids (``token_bytes``); what devices other than 0 do to
-    embed their pixels is not counted. PlanError when the codec or the devices do not fit the tokens.
+    are computed. The embedding is counted once, as in the paper; devices that get pixels (``handed_out``) embed
+    them, too. PlanError when the codec or the devices do not fit the tokens.
 
     ViT-B/16, two devices, `means:L=10`, device 0, by hand: Nq = 98 own rows, Nk = 98 + 10 key rows, D = 768, so a block
     is 10 * 98 * 589,824 + 2 * 108 * 589,824 + 2 * 98 * 108 * 768 = 721,686,528; twelve blocks and the patch embedding's
     115,605,504, times two, are 17.55 GFLOP. It sends 10 * 768 * 4 = 30,720 bytes in a block.
     """
-    counts = [stop - start for start, stop in token_bounds(num_tokens, plan.shares)]
-    input_bytes = batch * sum(counts[1:]) * token_bytes(model, element_bytes)
+    bounds = token_bounds(num_tokens, plan.shares)
+    counts = [stop - start for start, stop in bounds]
+    input_bytes = sum(
+        handed_out(model, *each, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes).num_bytes
+        for each in bounds[1:]
+        if each[0] < each[1]
+    )
     sent = _sent_per_block(model, plan.codec, counts, batch, element_bytes)
     num_exchanges = model.num_layers if any(sent) else 0
     return Cost(
