@@ -16,7 +16,7 @@ def token_bounds(num_tokens: int, shares: Sequence[float]) -> tuple[tuple[int, i
     """(start, stop) of each device's tokens, in proportion to ``shares``.
 
     The bounds cover 0 to ``num_tokens`` without gaps. A device with a positive share gets at least one token, one with
-    share 0 none. The odd token goes to the later device: device 0 also hands out and runs the head. PlanError when there
+    share 0 none. The odd token goes to the later device: device 0 also has the head. PlanError when there
     are more devices than tokens.
 
     >>> token_bounds(197, (0.5, 0.5))
