@@ -7,14 +7,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 
+from edgeprism.cli.lab import warn_of_bursts
 from edgeprism.errors import InputError, NoLab
 from edgeprism.lab.buckets import FRAME_BYTES, MAX_FRAMES, SEGMENT_BYTES, bucket, burst_bytes, frames_at_once
 from edgeprism.lab.device import LabDevice, choose_frames
 from edgeprism.lab.lab import Lab
 from edgeprism.lab.namespaces import require_root
+from edgeprism.lab.state import State
 
 NUM_CHECKS = 4  # of which one has to pass: the machine may be busy otherwise
 
@@ -51,6 +54,17 @@ def test_a_bucket_holds_a_packet() -> None:
     assert burst_bytes(20.0, 1) == 1514 + 312
     assert burst_bytes(0.01, 8) >= 8 * 1514
     assert bucket(400.0, 4).startswith("tbf rate 400000000bit burst 12306b limit ")
+
+
+def test_a_rate_far_below_the_start_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a line, with what to do; not where the link suits the rate, or a relay sends single frames."""
+    state = State(owner=1, devices=tuple(pair(400.0)), cores=(0, 1), is_shared=False, frames_at_once=4)
+    warn_of_bursts(state, 20.0)
+    told = capsys.readouterr().err
+    assert "1.8 ms early" in told and "--frames-at-once 1" in told and told.count("\n") == 1
+    for other, rate_mbit in ((state, 400.0), (state, None), (replace(state, is_relayed=True), 20.0)):
+        warn_of_bursts(other, rate_mbit)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_slowest_link_decides() -> None:

@@ -179,7 +179,7 @@ def _set(args: argparse.Namespace) -> int:
     lab = _attached()
     if args.rate is not None:
         lab.set_rate(args.device, rate)
-        _warn_of_bursts(lab.state, rate)
+        warn_of_bursts(lab.state, rate)
     if args.delay is not None:
         lab.set_delay(args.device, args.delay)
     return 0
@@ -195,12 +195,12 @@ def _replay(args: argparse.Namespace) -> int:
 
     trace = read_trace(args.trace)
     lab = _attached()
-    _warn_of_bursts(lab.state, min(step[1] for step in trace))
+    warn_of_bursts(lab.state, min(step[1] for step in trace))
     lab.replay(trace).join()
     return 0
 
 
-def _warn_of_bursts(state: State, rate_mbit: float | None) -> None:
+def warn_of_bursts(state: State, rate_mbit: float | None) -> None:
     """Where messages after a pause will be earlier than a link of that rate would let them be."""
     from edgeprism.lab.buckets import FRAME_BYTES, frames_at_once
 
