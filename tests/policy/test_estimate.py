@@ -44,6 +44,26 @@ def test_two_probes_find_a_rate(new: float) -> None:
     assert one.due(0.001, among=[1], only_suspected=True) is None
 
 
+@pytest.mark.parametrize("rate", [200.0, 400.0, 5000.0])
+def test_what_passes_at_once_is_no_rate(rate: float) -> None:
+    """A link lets 12 kB pass at once: what is asked of it in passing tells nothing else, and takes no second look."""
+    one = estimate(rate)
+    assert one.saw_request([1], 2.0, lambda factor: 0.5 + 0.5 / factor)
+    num_bytes = one.probe_bytes(1)
+    assert num_bytes == MIN_PROBE_BYTES
+    one.saw_probe(1, num_bytes, probed(num_bytes - 12_000, rate), 0.0)
+    assert rate_mbit(one) == rate
+    assert one.due(0.0, among=[1], only_suspected=True) is None
+
+
+def test_a_very_fast_link_can_become_faster() -> None:
+    """The largest probe there is counts, however short it is."""
+    one = estimate(5000.0)
+    probe(one, 20_000.0, 0.0)
+    probe(one, 20_000.0, 0.0)
+    assert rate_mbit(one) == pytest.approx(20_000, rel=0.1)
+
+
 def test_one_probe_that_met() -> None:
     """One probe that met a stall is corrected by the next."""
     one = estimate()

@@ -22,6 +22,8 @@ SUSPECT_S = 0.02
 PROBE_S = 0.002
 """That one should take in each direction: long against jitter."""
 MIN_PROBE_BYTES, MAX_PROBE_BYTES = 16 * 2**10, 256 * 2**10
+SHORT = 0.9
+"""A probe of less than such a part of what a link is believed to carry in that time is short."""
 MAX_PAUSE_S = 10.0
 """How long a link is left alone after a probe that did not come back."""
 MIN_RATE, MAX_RATE = 1e3, 1e10  # bytes per second
@@ -127,12 +129,16 @@ class Estimate:
         return int(min(max(link.rate * PROBE_S, MIN_PROBE_BYTES), MAX_PROBE_BYTES))
 
     def saw_probe(self, device: int, num_bytes: int, seconds: ProbeSeconds, now_s: float) -> None:
-        """A probe with so many bytes, out and then back, took so long; the slower direction counts."""
+        """A probe with so many bytes, out and then back, took so long; the slower direction counts. One of few bytes for
+        the believed rate shows a slower link, not a faster one: many links let some packets pass at once after a pause
+        (a queue, a token bucket, aggregation), which is much of so few."""
         link = self._links[device]
         link.num_probes += 1
         latency_s = seconds.empty / 2
         rate = min(num_bytes / max(one - seconds.empty, one / 20) for one in (seconds.out, seconds.back))
         rate = min(max(rate, MIN_RATE), MAX_RATE)
+        if num_bytes < min(MAX_PROBE_BYTES, SHORT * link.rate * PROBE_S):
+            rate = min(rate, link.rate)
         ratio, later_s = rate / link.rate, abs(latency_s - link.latency_s)
         if 1 / JUMP < ratio < JUMP and later_s < max(LATENCY_JUMP_S, (JUMP - 1) * link.latency_s):
             link.rate *= ratio**NEW_WEIGHT
