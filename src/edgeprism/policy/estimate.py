@@ -129,9 +129,9 @@ class Estimate:
         return int(min(max(link.rate * PROBE_S, MIN_PROBE_BYTES), MAX_PROBE_BYTES))
 
     def saw_probe(self, device: int, num_bytes: int, seconds: ProbeSeconds, now_s: float) -> None:
-        """A probe with so many bytes, out and then back, took so long; the slower direction counts. One of few bytes for
-        the believed rate shows a slower link, not a faster one: many links let some packets pass at once after a pause
-        (a queue, a token bucket, aggregation), which is much of so few."""
+        """A probe with so many bytes, out and then back, took so long; the slower direction counts. One that is short
+        for the believed rate shows a slower link, not a faster one: many links let some packets pass at once after a
+        pause (a queue, a token bucket, aggregation), which is much of so few."""
         link = self._links[device]
         link.num_probes += 1
         latency_s = seconds.empty / 2
