@@ -32,6 +32,7 @@ class VisionModel(Model):
         self._embeddings = base.embeddings
         self._norm: Layer = base.layernorm
         self._interpolates = self.config.model_type == "dinov2"
+        self._fitting: tuple[tuple[int, ...], bool] | None = None  # the last pictures that did: their shape, and option
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -44,8 +45,12 @@ class VisionModel(Model):
         if pixels.ndim != 4 or not pixels.shape[0]:
             raise InputError(f"pixel_values must be (batch, channels, height, width), not {tuple(pixels.shape)}")
         pixels = pixels.to(self.dtype)
-        none = self._embedded(pixels[:0], **given)  # says what does not fit, and how many tokens there are
-        num_tokens, reads = none.shape[1], self._reads(none.shape[1])
+        interpolates = bool(given.get("interpolate_pos_encoding"))
+        if (kind := (tuple(pixels.shape[1:]), interpolates)) != self._fitting:
+            self._embedded(pixels[:0], **given)  # says what does not fit, before anything is handed out
+            self._fitting = kind
+        num_tokens = self._tokens_of(*pixels.shape[-2:])
+        reads = self._reads(num_tokens)
         if pixels.numel() > MAX_VALUES or num_tokens > MAX_TOKENS:
             return Tokens(features={"rows": self._embedded(pixels, **given)}, mask=None, reads=reads)
         picture = Picture(
@@ -53,7 +58,7 @@ class VisionModel(Model):
             num_tokens=num_tokens,
             special_tokens=self.spec.special_tokens,
             patch_size_px=self.spec.patch_size_px,
-            interpolates=bool(given.get("interpolate_pos_encoding")),
+            interpolates=interpolates,
         )
         return Tokens(features=picture.strip(0, num_tokens), mask=None, reads=reads, picture=picture)
 
