@@ -68,7 +68,7 @@ reproduce-accuracy: $(READY) $(DEMO_READY) $(STUDY_READY)  ## the tables and the
 	@$(PY) -m benchmarks.accuracy
 	@$(PY) -m benchmarks.frontier
 
-reproduce-adaptive: $(READY)  ## plan auto against every fixed plan on emulated devices (needs root, ip, tc); about an hour
+reproduce-adaptive: $(READY)  ## plan auto against every fixed plan on emulated devices (needs root, ip, tc); some two hours
 	@$(PY) -m benchmarks.adaptive
 	@$(PY) -m benchmarks.adaptive_plots
 

@@ -35,6 +35,8 @@ from edgeprism.specs.performance_map import PerformanceMap
 from edgeprism.specs.plan import Plan
 
 MBIT = 1e6 / 8
+MAX_SPREAD = 0.1
+"""Of a way's seconds in a row: others use the machine, and medians of few turns then say little."""
 
 
 class Bench:
@@ -135,15 +137,17 @@ class Bench:
         return ways
 
     def turns(self, names: list[str], batch: int, repeats: int, *, num_tokens: int = 0) -> dict[str, dict[str, Any]]:
-        """Each way in turn, ``repeats`` times after a turn that is not counted; seconds, and what ran. In a turn of
-        small batches a request that is not counted comes first: as where requests follow each other, and the link was
-        probed a moment ago, not some seconds."""
+        """Each way in turn, ``repeats`` times after a turn that is not counted, and up to twice as often where some
+        way's quartiles are still apart; seconds, and what ran. In a turn of small batches a request that is not counted
+        comes first: as where requests follow each other, and the link was probed a moment ago, not some seconds."""
         ways, inputs = self.ways(), example(self.engine, batch, num_tokens or 197)
         is_small = batch <= 4
         seconds: dict[str, list[float]] = {name: [] for name in names}
         joules: dict[str, list[float]] = {name: [] for name in names}
         traces: dict[str, Any] = {}
-        for turn in range(repeats + 1):
+        for turn in range(2 * repeats + 1):
+            if turn > repeats and all(_spread(some) <= MAX_SPREAD for some in seconds.values()):
+                break
             for name in names:
                 engine = ways[name]()
                 if is_small:
@@ -219,6 +223,12 @@ class Bench:
             for name, loss in self.given["losses"].items()
         ]  # fmt: skip
         self.accuracy_path.write_text(json.dumps(AccuracyFile(records=tuple(records)).to_json()))
+
+
+def _spread(seconds: list[float]) -> float:
+    """From the lower quartile to the upper, over the median."""
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (high - low) / middle
 
 
 def _said(trace: Any) -> dict[str, Any]:

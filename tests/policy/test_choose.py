@@ -159,6 +159,17 @@ def test_a_loaded_device_gets() -> None:
     assert loaded.shares[1] < even.shares[1]
 
 
+def test_a_little_load_here_sends_nothing_elsewhere() -> None:
+    """Another device gets all of a request where this one is much slower today, or always was slower: its own load is
+    unknown while it does nothing."""
+    decisions = [policy().decide(1, 197, network(60), load=(load, 1.0)) for load in (1.0, 1.15, 1.5)]
+    assert [one.chosen.plan.strategy for one in decisions] == ["local", "local", "replica"]
+    assert 0.9 < decisions[1].candidates[0].score / decisions[1].local.score < 0.97
+    found = performance_map((0.88, 1.0))
+    always = policy(found).decide(1, 197, network(60, found))
+    assert 0.9 < always.chosen.score / always.local.score < 0.97
+
+
 def test_energy_prefers_one_device() -> None:
     """Where sharing saves little time, and devices that wait cost little."""
     found = performance_map()

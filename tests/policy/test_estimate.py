@@ -128,6 +128,15 @@ def test_a_plan_that_hardly_sends_may_be_cut_off_as_well() -> None:
     assert one.saw_request([1], 1.2, lambda factor: 0.99 + 0.01 / factor)
 
 
+@pytest.mark.parametrize(("seconds", "is_suspicious"), [(0.7, True), (0.95, False), (1.06, False), (1.1, True)])
+def test_noise_is_no_reason_to_look(seconds: float, is_suspicious: bool) -> None:
+    """Of a request whose transfers are some tenths: at another rate it would have taken as long, and yet a few parts
+    in a hundred cost less than a probe."""
+    one = estimate()
+    probe(one, 400, 0.0)
+    assert one.saw_request([1], seconds, lambda factor: 0.85 + 0.15 / factor) == is_suspicious
+
+
 def test_slow_links_are_not_probed_before_every_request() -> None:
     """Suspicion or not: a probe there takes long."""
     one = estimate(1.0)

@@ -68,6 +68,18 @@ def test_a_stalled_point_counts_less() -> None:
     assert off[len(off) // 2] < 0.03
 
 
+def test_a_device_measured_with_small_batches_only() -> None:
+    """As where time ran out: more rows cost it what few do, not nothing."""
+    true = costs()
+    wanted = [point for point in sweep(VIT_B, (0, 1), 2, CODECS).points if point.batch == 1]
+    found = fit(VIT_B, "float32", 2, [measured(point, true) for point in wanted], [LINK])
+    elsewhere = [
+        Point(plan=Plan(strategy="replica", shares=(0.0, 1.0)), batch=batch, num_tokens=197) for batch in (2, 3, 8, 32)
+    ]
+    off = errors(found, VIT_B, "float32", [measured(point, true) for point in elsewhere])
+    assert max(map(abs, off)) < 0.1
+
+
 def test_no_cost_is_negative() -> None:
     """Whatever was measured."""
     wanted = sweep(VIT_B, (0, 1), 2, CODECS).points

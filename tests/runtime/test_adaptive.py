@@ -105,7 +105,7 @@ def test_a_device_that_computed_slowly_is_loaded(engine: Engine) -> None:
 
 def test_a_failure_has_links_probed(engine: Engine) -> None:
     """What was given up says that something is slow."""
-    one = adaptive(engine, performance_map())
+    one = adaptive(engine, performance_map(rate_mbit=50.0))
     one._estimate.skip(1, 1e12)
     before = one.network.links[0].bytes_per_s
     one.learn(replace(trace(engine, one, 1.0), failures=("device 1 sent nothing",)), SHARED)

@@ -25,6 +25,9 @@ OBJECTIVES = ("latency", "throughput", "energy")
 
 BETTER = 0.03
 """A plan in use is left for one whose prediction is better by so much."""
+ELSEWHERE = 0.1
+"""The same for another device to get everything, where only what was seen of this one's load speaks for that: nobody
+sees the load of one that does nothing, and where a machine is slower for a while others may be, too."""
 NEW_WEIGHT = 0.3  # of the newest request, against those before
 MIN_CORRECTION, MAX_CORRECTION = 0.5, 4.0
 HALF_LIFE_S = 30.0
@@ -217,9 +220,10 @@ class Policy:
             found += self._streams(comparing, num_tokens, now_s)
         found.sort(key=lambda one: one.score)
         local = next(one for one in found if one.plan.strategy == "local")
-        best = chosen = found[0]
-        if best.score > (1 - BETTER) * local.score:
-            best = chosen = local  # as good as one device is no reason to trouble the others
+        measured = self.candidates(batch, num_tokens, network, devices=devices)
+        best = chosen = next(  # as good as one device is no reason to trouble the others
+            one for one in found if one is local or one.score <= (1 - _margin(one.plan, measured)) * local.score
+        )
         used = self._in_use.get((batch, num_tokens))
         if used is not None and used != best.plan:
             same = [one for one in found if _kind(one.plan) == _kind(used)]
@@ -304,6 +308,14 @@ class Policy:
         used = self._in_use.get((batch, num_tokens))
         ready = None if devices is None else tuple(sorted(devices))
         return batch, num_tokens, links, loads, corrections, ready, None if used is None else _kind(used)
+
+
+def _margin(plan: Plan, measured: Candidates) -> float:
+    """By how much it must be better than one device here. ``measured``: as all were when the map was made."""
+    if any(plan.shares[1:]) and max(plan.shares) == 1.0:
+        here_s, there_s = (measured.predict(one).total_s for one in (Plan.local(), plan))
+        return BETTER if there_s <= (1 - BETTER) * here_s else ELSEWHERE
+    return BETTER
 
 
 def describe(plan: Plan) -> str:

@@ -28,7 +28,9 @@ MAX_PAUSE_S = 10.0
 """How long a link is left alone after a probe that did not come back."""
 MIN_RATE, MAX_RATE = 1e3, 1e10  # bytes per second
 SUSPICIOUS = 1.3
-"""A link is suspected when a request says that it is so many times faster or slower than believed."""
+"""A link is suspected when a request says that it is so many times faster or slower than believed..."""
+NOISE = 0.08
+"""... and took so much less or more than it should have: a probe costs more than what is to be gained by less."""
 NEW_WEIGHT = 0.4
 LATENCY_JUMP_S = 1e-3
 JUMP = 1.4
@@ -100,7 +102,9 @@ class Estimate:
         """A request among ``devices`` took so long; ``total_at`` predicts it with all their links so many times as fast
         as now believed. Whether that puts a link under suspicion."""
         slow, usual, fast = (total_at(factor) for factor in (1 / SUSPICIOUS, 1.0, SUSPICIOUS))
-        if fast <= total_s <= slow or (total_s < fast and fast > 0.97 * usual):
+        if min(fast, (1 - NOISE) * usual) <= total_s <= max(slow, (1 + NOISE) * usual):
+            return False
+        if total_s < fast and fast > 0.97 * usual:
             return False
         return self._suspect(devices)
 

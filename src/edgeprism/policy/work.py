@@ -19,6 +19,8 @@ from edgeprism.strategies.sequence.partition import token_bounds
 
 ROW_KNOTS = (96, 384)
 """A matrix product of few rows takes longer for each row than one of many: seconds a row may change at these."""
+LINEAR_FEATURES = range(1, 2 + len(ROW_KNOTS))
+"""Those of `DeviceWork.compute_features` that count multiply-accumulates of linear layers."""
 OUTPUT_BYTES = 4  # of one number of an output, in float32
 FRAME_BYTES = 400  # of a RESULT frame without tensors: its trace
 

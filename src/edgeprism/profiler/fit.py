@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgeprism.errors import InputError
 from edgeprism.policy.network import Network
 from edgeprism.policy.predict import predict
-from edgeprism.policy.work import DeviceWork, work_of
+from edgeprism.policy.work import LINEAR_FEATURES, DeviceWork, work_of
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.performance_map import (
     Costs,
@@ -31,6 +31,8 @@ from edgeprism.specs.performance_map import (
 FASTEST_MEDIUM_BYTES_PER_S = 1.6e8
 NUM_WEIGHINGS = 6
 USUAL_ERROR = 0.03  # errors below it count in full
+LIKE_WEIGHT = 0.05
+"""Of the wish that a multiply-accumulate costs the same with more rows: it decides only where nothing was measured."""
 NO_LINK_BYTES_PER_S = 1e3  # of a link that was not measured; nothing is sent over it
 MIN_S = 5e-4  # relative errors of shorter times mean nothing
 
@@ -90,7 +92,9 @@ def _device(measured: Sequence[tuple[DeviceWork, PartMeasured, str]], power: Pow
         codecs[name] = _solve(rows)
     idle_w, busy_w, joules_per_megabyte, source = power
     return DeviceCosts(
-        compute=_solve([(work.compute_features(), part.compute_s) for work, part, _ in measured]),
+        compute=_solve(
+            [(work.compute_features(), part.compute_s) for work, part, _ in measured], alike=LINEAR_FEATURES
+        ),
         wire=_solve([(work.wire_features(), part.wire_s) for work, part, _ in measured if part.bytes_sent])
         or (0.0, 0.0),
         codecs=codecs,
@@ -108,20 +112,34 @@ def _staging(measured: Sequence[tuple[DeviceWork, PartMeasured, str]]) -> tuple[
     return fixed_s, a_megabyte_s
 
 
-def _solve(rows: Sequence[tuple[Sequence[float], float]]) -> tuple[float, ...]:
-    """Costs that are not negative, with the least relative errors; empty without rows."""
+def _solve(rows: Sequence[tuple[Sequence[float], float]], *, alike: range = range(0)) -> tuple[float, ...]:
+    """Costs that are not negative, with the least relative errors; empty without rows. Features ``alike`` are of one
+    kind: one of which little was seen costs what its neighbours do."""
     if not rows:
         return ()
     features = np.array([one for one, _ in rows], dtype=np.float64)
     scale = np.maximum(np.abs(features).max(axis=0), 1e-30)
+    scale[alike] = scale[alike].max(initial=0.0)
     seconds = np.array([value for _, value in rows])
     usual = np.maximum(seconds, MIN_S)
     relative, target = features / scale / usual[:, None], seconds / usual
+    likeness = _likeness(features.shape[1], alike) * LIKE_WEIGHT * relative[:, alike].sum(axis=1).mean()
     weights = np.ones(len(rows))
     for _ in range(NUM_WEIGHINGS):
-        solution = _non_negative(relative * weights[:, None], target * weights)
+        solution = _non_negative(
+            np.concatenate([relative * weights[:, None], likeness]),
+            np.concatenate([target * weights, np.zeros(len(likeness))]),
+        )
         weights = np.sqrt(USUAL_ERROR / np.maximum(np.abs(relative @ solution - target), USUAL_ERROR))
     return tuple(float(value) for value in solution / scale)
+
+
+def _likeness(num_features: int, alike: range) -> Array:
+    """A row for each two neighbours among features: by how much the later costs more."""
+    rows = np.zeros((max(0, len(alike) - 1), num_features))
+    for row, feature in zip(rows, alike, strict=False):
+        row[feature], row[feature + 1] = -1.0, 1.0
+    return rows
 
 
 def _non_negative(matrix: Array, target: Array) -> Array:
