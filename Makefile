@@ -27,7 +27,7 @@ STUDY_READY := $(VENV)/.study
 .PHONY: help setup setup-demo demo test test-lowest check wheel bench-smoke campaign reproduce-accuracy reproduce-adaptive reproduce-pipeline lock clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY)  ## only the set-up that the others do by themselves
 
