@@ -199,4 +199,5 @@ def _other(name: str, cases: dict[str, Any]) -> list[Row]:
     auto = ", ".join(f"{row['auto']:.2f}" for row in over_local.values())
     gloo = ", ".join(f"{row['gloo exact']:.2f}" for row in over_local.values() if "gloo exact" in row)
     measured = auto + (f" (full tensors over gloo {gloo})" if gloo else "")
+    measured += f"; one image on one device {statistics.median(cases[name]['rows']['1']['local']['seconds']):.2f} s"
     return [reported(f"{_OTHERS[name]}: `auto` / `local` at batch {', '.join(over_local)}", measured)]

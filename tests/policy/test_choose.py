@@ -170,6 +170,17 @@ def test_a_little_load_here_sends_nothing_elsewhere() -> None:
     assert 0.9 < always.chosen.score / always.local.score < 0.97
 
 
+def test_a_device_that_was_measured_to_be_thriftier_gets_everything() -> None:
+    """By joules, if that is the objective: it need not be faster."""
+    found = performance_map()
+    here, there = found.costs.devices
+    resting = replace(here, idle_w=0.01), replace(there, idle_w=0.01, busy_w=0.93 * here.busy_w)
+    found = replace(found, costs=replace(found.costs, devices=resting))
+    cheap = policy(found, objective="energy").decide(1, 197, network(1000, found))
+    assert cheap.chosen.plan.shares == (0.0, 1.0)
+    assert 0.9 < cheap.chosen.score / cheap.local.score < 0.97
+
+
 def test_energy_prefers_one_device() -> None:
     """Where sharing saves little time, and devices that wait cost little."""
     found = performance_map()

@@ -222,7 +222,7 @@ class Policy:
         local = next(one for one in found if one.plan.strategy == "local")
         measured = self.candidates(batch, num_tokens, network, devices=devices)
         best = chosen = next(  # as good as one device is no reason to trouble the others
-            one for one in found if one is local or one.score <= (1 - _margin(one.plan, measured)) * local.score
+            one for one in found if one is local or one.score <= (1 - self._margin(one.plan, measured)) * local.score
         )
         used = self._in_use.get((batch, num_tokens))
         if used is not None and used != best.plan:
@@ -260,10 +260,18 @@ class Policy:
 
     def _candidate(self, plan: Plan, prediction: Prediction, batch: int, num_tokens: int, now_s: float) -> Candidate:
         correction = self.correction(plan, batch, num_tokens, now_s)
-        score = prediction.total_s
-        if self._objective == "energy":
-            score = prediction.joules
-        return Candidate(plan=plan, prediction=prediction, correction=correction, score=score * correction)
+        score = self._score(prediction) * correction
+        return Candidate(plan=plan, prediction=prediction, correction=correction, score=score)
+
+    def _score(self, prediction: Prediction) -> float:
+        return prediction.joules if self._objective == "energy" else prediction.total_s
+
+    def _margin(self, plan: Plan, measured: Candidates) -> float:
+        """By how much it must be better than one device here. ``measured``: as all were when the map was made."""
+        if any(plan.shares[1:]) and max(plan.shares) == 1.0:
+            here, there = (self._score(measured.predict(one)) for one in (Plan.local(), plan))
+            return BETTER if there <= (1 - BETTER) * here else ELSEWHERE
+        return BETTER
 
     def _allowed(self, num_devices: int) -> tuple[list[CodecSpec], list[str]]:
         """The codecs that keep the budget, and why the others are left out."""
@@ -308,14 +316,6 @@ class Policy:
         used = self._in_use.get((batch, num_tokens))
         ready = None if devices is None else tuple(sorted(devices))
         return batch, num_tokens, links, loads, corrections, ready, None if used is None else _kind(used)
-
-
-def _margin(plan: Plan, measured: Candidates) -> float:
-    """By how much it must be better than one device here. ``measured``: as all were when the map was made."""
-    if any(plan.shares[1:]) and max(plan.shares) == 1.0:
-        here_s, there_s = (measured.predict(one).total_s for one in (Plan.local(), plan))
-        return BETTER if there_s <= (1 - BETTER) * here_s else ELSEWHERE
-    return BETTER
 
 
 def describe(plan: Plan) -> str:
