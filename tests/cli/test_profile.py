@@ -212,6 +212,8 @@ def test_a_sweep_that_is_broken_off_goes_on(home: Path, tmp_path: Path) -> None:
         (["--cluster", "none.toml"], "no cluster file"),
         (["--dtype", "int8"], "unknown dtype"),
         (["--resume", "--out", "none.json"], "no map in none.json"),
+        (["--local-workers", "0"], "0 devices"),
+        (["--cluster", sys.executable], "is no text"),
     ],
 )
 def test_bad_options(home: Path, given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

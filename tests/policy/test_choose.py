@@ -65,6 +65,18 @@ def test_codecs_measured_for_two() -> None:
     assert "not measured for this model, 3 devices" in decision.left_out[0]
 
 
+def test_a_small_gain_is_left_and_said() -> None:
+    """A plan that is better by less than it takes to trouble other devices is named as the next, and why."""
+    for rate in range(5, 400):
+        decision = policy().decide(1, 197, network(rate))
+        if decision.chosen is decision.local and decision.candidates[0] is not decision.local:
+            assert "too little to trouble other devices" in decision.reason
+            break
+    else:
+        pytest.fail("no rate at which the gain is small")
+    assert "too little" not in policy().decide(1, 197, network(1)).reason
+
+
 def test_slow_links_are_left() -> None:
     """Slow links are left alone and fast ones used."""
     chosen = {rate: policy(drop=5.0).decide(1, 197, network(rate)).chosen.plan for rate in (1, 1000)}

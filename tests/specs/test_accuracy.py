@@ -134,6 +134,17 @@ def test_what_a_policy_finds() -> None:
     assert file.points_lost(**{**WAY, "codec": CodecSpec.parse("kv:exact")}) == 0
 
 
+def test_a_handful_of_inputs_is_not_relied_on() -> None:
+    """What is known to within 1 point counts, what was seen of five inputs does not; of a perplexity, in per cent."""
+    five = replace(RECORD, dataset="own", num_inputs=5, value=0.932, low=-0.396, high=0.396)
+    assert (RECORD.uncertainty, five.uncertainty) == (pytest.approx(1.05), pytest.approx(39.6))
+    file = AccuracyFile(records=(RECORD, five))
+    assert file.points_lost(**WAY, max_uncertainty=5.0) == pytest.approx(1.0)
+    assert AccuracyFile(records=(five,)).points_lost(**WAY, max_uncertainty=5.0) is None
+    record = replace(RECORD, metric="perplexity", exact=16.0, value=20.0, low=3.0, high=5.0)
+    assert record.uncertainty == pytest.approx(100 / 16)
+
+
 def test_a_perplexity_is_lost_in_per_cent() -> None:
     """20 instead of 16 is 25 % up."""
     record = replace(RECORD, metric="perplexity", exact=16.0, value=20.0, low=3.0, high=5.0)

@@ -140,18 +140,26 @@ def _keep(args: argparse.Namespace) -> int:
     """A lab until SIGTERM or Ctrl-C."""
     with _lab_of(args) as lab:
         if not args.no_check:
-            lab.check().require()
+            _checked(lab)
         (lab.directory / "checked").touch()
         while True:
             signal.pause()
 
 
+def _checked(lab: Lab) -> Report:
+    """What was measured; LabError where something is off."""
+    report = lab.check()
+    try:
+        report.require()
+    except LabError as exc:
+        raise LabError(f"{exc} --no-check starts it all the same") from None
+    return report
+
+
 def _run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="edgeprism-lab-") as folder, _lab_of(args) as lab:
         if not args.no_check:
-            report = lab.check()
-            report.require()
-            _say(_summary(report))
+            _say(_summary(_checked(lab)))
         directory = Path(folder)
         cluster = lab.write_cluster(directory)
         lab.start_workers(directory)

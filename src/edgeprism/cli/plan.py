@@ -128,7 +128,7 @@ def _make_plan(args: argparse.Namespace, notes: list[str]) -> Plan:
     if strategy != "sequence" and codec != EXACT:
         notes.append(f"codec {codec} has no effect under {strategy}: only sequence exchanges rows")
     if strategy == "local":
-        if shares is not None and Plan(strategy="replica", shares=shares).num_devices > 1:
+        if args.plan == "local" and shares is not None and Plan(strategy="replica", shares=shares).num_devices > 1:
             notes.append(f"strategy local uses one of the {len(shares)} devices")
         return Plan.local()
     plan = Plan(strategy=strategy, shares=shares or (1.0,), codec=codec)

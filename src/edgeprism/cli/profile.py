@@ -15,6 +15,7 @@ from edgeprism.cli.source import check_cluster, config_directory, tokens_of_pict
 from edgeprism.errors import InputError
 from edgeprism.need_torch import need_torch
 from edgeprism.profiler.sweep import BATCHES, MAX_PASSES, sweep
+from edgeprism.runtime.cores import divide_cores
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CODECS = "int8,kv:int8,int4,means:9.9"
 DEFAULT_MINUTES = 10.0
+MAX_OFF = 0.1
+"""Part of a point's time that its prediction may typically be off by, before somebody should measure again."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,6 +83,7 @@ def execute(args: argparse.Namespace) -> int:
         spec.check_num_tokens(length)
     if args.cluster and args.local_workers > 1:
         raise InputError("--cluster and --local-workers name two clusters; give one of them")
+    divide_cores(args.local_workers)  # refuses what this machine cannot have
     if args.cluster:
         check_cluster(Path(args.cluster), None if args.key is None else Path(args.key))
     if spec.resizes_images and (usual := tokens_of_pictures(directory, spec)):
@@ -147,8 +151,7 @@ def _measure(
                 with progress_bar(wanted.num_passes) as done:
                     profiler.run(wanted, until_s=until_s, done=done)
             except BaseException:
-                if profiler.has_news:
-                    _keep(profiler, path)
+                _keep(profiler, path)
                 raise
             found = profiler.result()
         write(path, found)
@@ -159,6 +162,9 @@ def _keep(profiler: Profiler, path: Path) -> None:
     """What a sweep that was broken off has measured."""
     from edgeprism.runtime.maps import write
 
+    if not profiler.has_news:
+        say("broken off before anything new was measured; nothing was written")
+        return
     try:
         write(path, profiler.result())
         say(f"broken off: what was measured is in {path}; go on with --resume")
@@ -223,9 +229,12 @@ def _as_text(found: PerformanceMap) -> str:
             + ("" if link.together_bytes_per_s is None else f", {link.together_bytes_per_s * 8e-6:.0f} with all others")
         )
     off = sorted(abs(error) for error in errors(found.costs, found.model, found.dtype, found.requests))
+    typical = off[len(off) // 2]
     lines.append(
-        f"\n{len(found.requests)} points measured; predictions of them are off by {100 * off[len(off) // 2]:.1f} % "
+        f"\n{len(found.requests)} points measured; predictions of them are off by {100 * typical:.1f} % "
         f"(median), {100 * off[-1]:.0f} % at most"
     )
+    if typical > MAX_OFF:
+        lines.append("that is much: were the devices or links busy otherwise? Measured again, auto would choose better")
     lines += [f"skipped: {one}" for one in found.skipped]
     return "\n".join(lines)

@@ -23,7 +23,11 @@ _PAUSES_S = (0.0031, 0.0044, 0.0057, 0.007)  # so that blocks begin at any time 
 
 def main() -> None:
     """Until its standard input ends."""
-    with socket.create_server((sys.argv[1], PORT)) as server:
+    try:
+        listening = socket.create_server((sys.argv[1], PORT))
+    except OSError as exc:
+        sys.exit(f"{sys.argv[1]}, port {PORT}: {exc.strerror}; is another `edgeprism lab check` of this lab running?")
+    with listening as server:
         _say("listens")
         outgoing = incoming = None
         for line in sys.stdin:

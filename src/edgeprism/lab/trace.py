@@ -30,8 +30,10 @@ def read_trace(path: Path) -> list[Step]:
     """The steps in their order; InputError says which line is none."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InputError(f"trace {path} cannot be read: {exc}") from exc
+    except UnicodeDecodeError:
+        raise InputError(f"trace {path} is no text; give CSV or JSON with lines of seconds, Mbit/s[, ms]") from None
+    except OSError as exc:
+        raise InputError(f"trace {path} cannot be read: {exc.strerror or exc}") from exc
     if path.suffix == ".json":
         try:
             rows = json.loads(text)

@@ -84,7 +84,8 @@ class Decision:
             if not others:
                 return "auto: local, since nothing else can be used"
             best = min(others, key=lambda one: one.score)
-            return f"auto: local; the next is {describe(best.plan)} at {best.score / local.score:.2f} of it"
+            why = "; that is too little to trouble other devices" if best.score < local.score else ""
+            return f"auto: local; the next is {describe(best.plan)} at {best.score / local.score:.2f} of it{why}"
         return f"auto: {name}, predicted {self.chosen.score / local.score:.2f} of local ({_UNITS[self.objective]})"
 
 
@@ -290,7 +291,7 @@ class Policy:
             if lost is None:
                 left_out.append(
                     f"{name}: its accuracy was not measured for this model, {num_devices} devices and "
-                    f"{self._map.dtype} (edgeprism evaluate)"
+                    f"{self._map.dtype}, or on too few inputs (edgeprism evaluate)"
                 )
             elif lost > self._budget:
                 left_out.append(f"{name}: costs {lost:.1f} points, and the budget is {self._budget:g}")

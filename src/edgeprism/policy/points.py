@@ -9,6 +9,9 @@ from edgeprism.specs.accuracy import AccuracyFile
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.performance_map import PerformanceMap
 
+MAX_UNCERTAINTY = 5.0
+"""Points: what is known less well, as of a handful of inputs, is not relied on."""
+
 
 def points_lost(accuracy: AccuracyFile, found: PerformanceMap, digests: Mapping[str, str] | None = None) -> PointsLost:
     """For the model and dtype of a map. ``digests``: of the tables that codecs would use, by name; a codec whose tables
@@ -20,7 +23,7 @@ def points_lost(accuracy: AccuracyFile, found: PerformanceMap, digests: Mapping[
             return None
         return accuracy.points_lost(
             model=found.fingerprint, codec=codec, num_devices=num_devices, dtype=found.dtype,
-            calibration=used.get(str(codec)) if codec.needs_calibration else None,
+            calibration=used.get(str(codec)) if codec.needs_calibration else None, max_uncertainty=MAX_UNCERTAINTY,
         )  # fmt: skip
 
     return lost

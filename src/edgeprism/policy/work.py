@@ -22,6 +22,7 @@ ROW_KNOTS = (96, 384)
 LINEAR_FEATURES = range(1, 2 + len(ROW_KNOTS))
 """Those of `DeviceWork.compute_features` that count multiply-accumulates of linear layers."""
 OUTPUT_BYTES = 4  # of one number of an output, in float32
+SUM_BYTES = 4  # of one value of a sum of rows, in float32
 FRAME_BYTES = 400  # of a RESULT frame without tensors: its trace
 
 
@@ -152,7 +153,7 @@ def _sequence(model: ModelSpec, plan: Plan, batch: int, num_tokens: int, element
                 encoded_values=0 if codec.is_exact or not told else batch * count * width,
                 decoded_values=0 if codec.is_exact else batch * sum(received) * width,
                 input_bytes=given.num_bytes if index else 0,
-                result_bytes=batch * reads * model.hidden_size * element_bytes + FRAME_BYTES if index else 0,
+                result_bytes=batch * _part_bytes(model, start, reads, element_bytes) + FRAME_BYTES if index else 0,
             )
         )
     return tuple(works)
@@ -185,6 +186,13 @@ def _rows_read(model: ModelSpec, start: int, stop: int, num_tokens: int) -> int:
         return stop - start
     row = 0 if model.head_reads == "first" else num_tokens - 1
     return int(start <= row < stop)
+
+
+def _part_bytes(model: ModelSpec, start: int, reads: int, element_bytes: int) -> int:
+    """Of what a device sends of one sample for the head, from ``reads`` rows of which the first is token ``start``."""
+    if model.head_averages:
+        return model.hidden_size * (SUM_BYTES + (element_bytes if start == 0 else 0))
+    return reads * model.hidden_size * element_bytes
 
 
 def _head_macs(model: ModelSpec, num_tokens: int) -> int:

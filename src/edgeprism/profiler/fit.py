@@ -61,7 +61,7 @@ def fit(
             if works[part.device].takes_part:
                 pairs[part.device].append((works[part.device], part, str(request.plan.codec)))
     if not pairs[0]:
-        raise InputError("nothing was measured on device 0, without which nothing can be predicted")
+        raise InputError("nothing was measured on device 0, without which nothing can be predicted; give it more time")
     given = [*powers, *[NO_POWER] * (num_devices - len(powers))]
     devices = tuple(_device(measured, power) for measured, power in zip(pairs, given, strict=True))
     by_device = {link.device: link_costs(link) for link in links}

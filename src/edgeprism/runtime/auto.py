@@ -128,7 +128,7 @@ def find_map(
         check_fit(found, fingerprint=identity, dtype=dtype, cluster=cluster.key, devices={}, path=path)
     except InputError as exc:
         if settings.performance_map is not None:
-            raise
+            raise InputError(f"{exc}; to make one, {command}") from exc
         raise NoMap(f"{exc}; {command}") from exc
     return found
 

@@ -55,8 +55,10 @@ class ClusterFile:
             document = tomllib.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"no cluster file {path}") from None
-        except (OSError, UnicodeDecodeError) as exc:
-            raise InputError(f"cluster file {path} cannot be read: {exc}") from exc
+        except UnicodeDecodeError:
+            raise InputError(f"cluster file {path} is no text; give the TOML file that names the devices") from None
+        except OSError as exc:
+            raise InputError(f"cluster file {path} cannot be read: {exc.strerror or exc}") from exc
         except tomllib.TOMLDecodeError as exc:
             raise InputError(
                 f"cluster file {path} is not TOML: {exc}; texts stand in quotes, keys in single ones"

@@ -103,6 +103,12 @@ class AccuracyRecord:
         lost = 100 * (self.value / self.exact - 1) if self.metric in LOWER_IS_BETTER else -100 * self.difference
         return lost * self.num_inputs / max(1, self.num_inputs - self.num_alone)
 
+    @property
+    def uncertainty(self) -> float:
+        """Half of the 95 % interval, in the units of ``points_lost``."""
+        scale = 100 / self.exact if self.metric in LOWER_IS_BETTER else 100
+        return scale * (self.high - self.low) / 2 * self.num_inputs / max(1, self.num_inputs - self.num_alone)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values that ``from_json`` reads back; ``num_devices`` is for readers."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -187,10 +193,12 @@ class AccuracyFile:
         calibration: str | None = None,
         dataset: str | None = None,
         metric: str | None = None,
+        max_uncertainty: float = math.inf,
     ) -> float | None:
-        """Points of a hundred that this way of running the model costs: the most of what was measured.
+        """Points of a hundred that this way of running the model costs: the most of what was measured to within
+        ``max_uncertainty``.
 
-        0 for an exact codec. None where nothing was measured: then nobody knows, and a budget is not kept.
+        0 for an exact codec. None where nothing was: then nobody knows, and a budget is not kept.
         """
         if codec.is_exact:
             return 0.0
@@ -204,7 +212,8 @@ class AccuracyFile:
             dataset=dataset,
             metric=metric,
         )
-        return max((record.points_lost for record in found), default=None)
+        known = (record.points_lost for record in found if record.uncertainty <= max_uncertainty)
+        return max(known, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values that ``from_json`` reads back."""

@@ -119,6 +119,11 @@ class ModelSpec:
         return "last" if self.is_causal and self.architecture.endswith("ForSequenceClassification") else "all"
 
     @property
+    def head_averages(self) -> bool:
+        """Whether its head reads the mean of the patches, so that of all these rows one sum travels (DINOv2)."""
+        return self.architecture == "Dinov2ForImageClassification"
+
+    @property
     def is_vision(self) -> bool:
         """Whether the input is an image."""
         return self.fixed_tokens is not None
