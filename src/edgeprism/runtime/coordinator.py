@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,9 +20,10 @@ from edgeprism.errors import PeerError, PeerFault, PeerTimeout
 from edgeprism.models.model import Model, Tokens
 from edgeprism.runtime.accelerator import TOLERANCES, block_rows, difference
 from edgeprism.runtime.calibrations import ready_for, tables_to_send
-from edgeprism.runtime.job import WORKERS_PART, JobRun, Results, as_computed, as_sent, replica_job
+from edgeprism.runtime.job import JobRun, Results
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import MAX_TIMEOUT_S, Job, LoadOrder
+from edgeprism.runtime.orders import Request, TimeoutOf, sample_request, token_request
 from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.probe import versions
 from edgeprism.runtime.speed import measure_speed
@@ -34,9 +35,7 @@ from edgeprism.specs.plan import Plan
 from edgeprism.strategies.greedy import GreedySettings
 from edgeprism.strategies.meter import Meter
 from edgeprism.strategies.registry import load_cost
-from edgeprism.strategies.replica.forward import batch_of, merge, samples_of
-from edgeprism.strategies.replica.partition import sample_bounds
-from edgeprism.strategies.sequence.partition import token_bounds
+from edgeprism.strategies.replica.forward import batch_of, merge
 from edgeprism.strategies.staging import Layout, Staging
 from edgeprism.wire.frame import Frame, Kind
 from edgeprism.wire.transport import Transport
@@ -52,21 +51,6 @@ class Outcome(NamedTuple):
 
     output: ModelOutput
     trace: Trace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A job for several devices, before it is handed out."""
-
-    job: Job
-    tensors_of: Callable[[int], dict[str, Tensor]]  # by index into job.devices
-    plan: Plan
-    batch: int
-    num_tokens: int
-    timeout_s: float
-    kind: Hashable
-    """Requests of one kind take about the same time. Who takes part does not matter: after each failure somebody else
-    does, and then nothing would be known of how long to wait."""
 
 
 class Coordinator:
@@ -166,7 +150,7 @@ class Coordinator:
         """
         started_s = time.monotonic()
         plan, left_out = self._feasible(plan)
-        request = self._token_request(tokens, plan, settings, MAX_TIMEOUT_S)
+        request = token_request(tokens, plan, settings, self._timeout_of(plan, MAX_TIMEOUT_S))
         try:
             run = self._hand_out(request, started_s)
             if request.job.devices[0] == 0:
@@ -230,7 +214,7 @@ class Coordinator:
 
     def _sequence(self, inputs: dict[str, Any], plan: Plan, started_s: float, limit_s: float) -> Outcome:
         tokens = self._model.tokens(inputs)
-        request = self._token_request(tokens, plan, None, limit_s)
+        request = token_request(tokens, plan, None, self._timeout_of(plan, limit_s))
         run = self._hand_out(request, started_s)
         mine = [run.run(request.tensors_of(0), _ignore)] if request.job.devices[0] == 0 else []
         frames, traces = self._collect(request, run.deadline)
@@ -244,7 +228,7 @@ class Coordinator:
         return Outcome(output, self._trace(request, started_s, (run.trace(), *traces)))
 
     def _replica(self, inputs: dict[str, Any], plan: Plan, started_s: float, limit_s: float) -> Outcome:
-        request = self._sample_request(inputs, plan, limit_s)
+        request = sample_request(self._model, inputs, plan, self._timeout_of(plan, limit_s))
         run = self._hand_out(request, started_s)
         mine = [run.run(request.tensors_of(0), _ignore)] if request.job.devices[0] == 0 else []
         frames, traces = self._collect(request, run.deadline)
@@ -255,59 +239,6 @@ class Coordinator:
         ]
         output = merge([results.named() for results in (*mine, *others)], self._model.output)
         return Outcome(output, self._trace(request, started_s, (run.trace(), *traces)))
-
-    def _token_request(self, tokens: Tokens, plan: Plan, greedy: GreedySettings | None, limit_s: float) -> Request:
-        devices = tuple(device for device, share in enumerate(plan.shares) if share > 0)
-        bounds = token_bounds(tokens.num_tokens, [plan.shares[device] for device in devices])
-        for start, stop in bounds:
-            plan.codec.num_rows(stop - start)  # PlanError before anything is sent
-        shared = {"mask": tokens.mask, "all_positions": tokens.positions}
-        everybodys = {name: tensor for name, tensor in shared.items() if tensor is not None}
-        kind = ("sequence", str(plan.codec), tokens.batch, tokens.num_tokens, tuple(everybodys), greedy is not None)
-        timeout_s = self._timeout_s(kind, plan, tokens.batch, tokens.num_tokens, limit_s)
-        job = Job(
-            kind="sequence",
-            tensors=(*tokens.features, *everybodys),
-            timeout_s=WORKERS_PART * timeout_s,
-            devices=devices,
-            bounds=bounds,
-            codec=plan.codec,
-            reads=tokens.reads,
-            greedy=greedy,
-        )
-        return Request(
-            job=job,
-            tensors_of=lambda index: {**tokens.features_of(*bounds[index]), **everybodys},
-            plan=plan,
-            batch=tokens.batch,
-            num_tokens=tokens.num_tokens,
-            timeout_s=timeout_s,
-            kind=kind,
-        )
-
-    def _sample_request(self, inputs: dict[str, Any], plan: Plan, limit_s: float) -> Request:
-        inputs = as_computed(inputs, self._model.dtype)
-        batch, num_tokens = batch_of(inputs), self._model.num_tokens(inputs)
-        all_bounds = sample_bounds(batch, plan.shares)
-        devices = tuple(device for device, (start, stop) in enumerate(all_bounds) if stop > start)
-        bounds = tuple(all_bounds[device] for device in devices)
-        kind = ("replica", batch, num_tokens)
-        timeout_s = self._timeout_s(kind, plan, batch, num_tokens, limit_s)
-        job = replica_job(inputs, devices, bounds, WORKERS_PART * timeout_s)
-
-        def tensors_of(index: int) -> dict[str, Tensor]:
-            chosen = samples_of(inputs, *bounds[index], batch)
-            return {name: chosen[name] for name in job.tensors}
-
-        return Request(
-            job=job,
-            tensors_of=tensors_of,
-            plan=plan,
-            batch=batch,
-            num_tokens=num_tokens,
-            timeout_s=timeout_s,
-            kind=kind,
-        )
 
     def _hand_out(self, request: Request, started_s: float) -> JobRun:
         """Sends every other device its part; returns our own, not begun yet."""
@@ -321,23 +252,10 @@ class Coordinator:
         self._running = request
         for index, device in enumerate(job.devices):
             if device != 0:
-                sent, tensors = self._order(request, index)
+                sent, tensors = request.order(self._model, index)
                 meta, buffers = sent.to_json(), self._staging.to_wire(tensors, run.meter)
                 self._transport.send(device, Kind.REQUEST, epoch=epoch, request=number, meta=meta, buffers=buffers)
         return run
-
-    def _order(self, request: Request, index: int) -> tuple[Job, list[Tensor]]:
-        """For a device, and what travels with it: of a picture its strip, or the rows of that where they are less."""
-        given = request.tensors_of(index)
-        order, tensors = as_sent(request.job, given)
-        if "place" not in given:
-            return order, tensors
-        start, stop = request.job.bounds[index]
-        row_bytes = request.batch * (stop - start) * self._model.config.hidden_size * self._model.dtype.itemsize
-        if sum(tensor.nbytes for tensor in tensors) <= row_bytes:
-            return order, tensors
-        with torch.no_grad():
-            return as_sent(request.job, {"rows": self._model.embed(given)})
 
     def _follow(self, request: Request, device: int, emit: Emit) -> Frame:
         """Passes on the tokens that ``device`` decodes; returns its closing RESULT."""
@@ -369,16 +287,20 @@ class Coordinator:
             kinds, devices, deadline, epoch=self._members.epoch, request=self._request_number
         )
 
-    def _timeout_s(self, kind: Hashable, plan: Plan, batch: int, num_tokens: int, limit_s: float) -> float:
-        """How long to wait for others: what the request was counted to take, or was seen to; ``limit_s`` at most, and
+    def _timeout_of(self, plan: Plan, limit_s: float) -> TimeoutOf:
+        """How long to wait for others: what a request was counted to take, or was seen to; ``limit_s`` at most, and
         somewhat more for the first of its kind."""
-        cost = self._cost(plan, batch, num_tokens)
-        speeds = [speed for speed, share in zip(self.speeds(), plan.shares, strict=False) if share and speed]
-        compute_s = cost.busiest.macs / min(speeds, default=self._members.macs_per_s[0])
-        num_bytes = sum(device.bytes_sent for device in cost.devices)
-        timeout_s = self._patience.timeout_s(kind, of=EVERYBODY, compute_s=compute_s, num_bytes=num_bytes)
-        slack = self._patience.slack(kind, of=EVERYBODY)
-        return timeout_s if slack is None else min(timeout_s, slack * limit_s)
+
+        def timeout_s(kind: Hashable, batch: int, num_tokens: int) -> float:
+            cost = self._cost(plan, batch, num_tokens)
+            speeds = [speed for speed, share in zip(self.speeds(), plan.shares, strict=False) if share and speed]
+            compute_s = cost.busiest.macs / min(speeds, default=self._members.macs_per_s[0])
+            num_bytes = sum(device.bytes_sent for device in cost.devices)
+            found_s = self._patience.timeout_s(kind, of=EVERYBODY, compute_s=compute_s, num_bytes=num_bytes)
+            slack = self._patience.slack(kind, of=EVERYBODY)
+            return found_s if slack is None else min(found_s, slack * limit_s)
+
+        return timeout_s
 
     def _trace(self, request: Request, started_s: float, devices: tuple[DeviceTrace, ...]) -> Trace:
         trace = Trace(

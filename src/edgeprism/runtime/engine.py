@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import tempfile
 import threading
 import time
 import warnings
@@ -20,37 +18,29 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from edgeprism.codecs.calibration import Calibration
-from edgeprism.errors import InputError, PlanError, RequestAborted
-from edgeprism.models.load import directory_of, no_progress_bar
-from edgeprism.models.manifest import fingerprint
-from edgeprism.models.model import DTYPES, Model
-from edgeprism.models.registry import adapt
-from edgeprism.models.text import CausalLM, check_ids, real_tokens
-from edgeprism.runtime.accelerator import choose_device
+from edgeprism.errors import InputError, PlanError
+from edgeprism.models.load import directory_of
+from edgeprism.models.model import DTYPES
+from edgeprism.models.text import CausalLM, check_ids
 from edgeprism.runtime.answers import Answer, RequestQueue, WhenFull
 from edgeprism.runtime.auto import AutoPlans, AutoSettings
 from edgeprism.runtime.auto_stages import Split, split_by_layers
 from edgeprism.runtime.calibrations import find
 from edgeprism.runtime.cluster import Cluster
-from edgeprism.runtime.coordinator import Coordinator
-from edgeprism.runtime.generation import goes_on_exactly, greedy_settings, inferred_mask
-from edgeprism.runtime.holders import Holders, load_within_memory
-from edgeprism.runtime.messages import LoadOrder
-from edgeprism.runtime.scheduler import AUTO_GENERATES, NOT_OURS, Scheduler, noted
-from edgeprism.runtime.text import Text
+from edgeprism.runtime.generation import Generation, greedy_settings, inferred_mask
+from edgeprism.runtime.given import adapted, device_of, dtype_of, load_order
+from edgeprism.runtime.holders import Holders
+from edgeprism.runtime.scheduler import NOT_OURS, Scheduler
 from edgeprism.runtime.trace import Trace
-from edgeprism.runtime.weights import WeightFiles
 from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import STRATEGIES, Plan
-from edgeprism.strategies.greedy import GreedySettings, prompt_tokens
 from edgeprism.strategies.pipeline.partition import check as check_stages
 from edgeprism.wire.transport import Transport
 
 EXAMPLE_TOKENS = 128
 MIN_WARMUPS, MAX_WARMUPS, SETTLED = 3, 10, 1.1
 
-_keys = itertools.count()
 _Given = TypeVar("_Given")
 
 
@@ -120,18 +110,18 @@ class Engine:
         codec = CodecSpec.parse(codec) if isinstance(codec, str) else codec
         used = plan.codec if isinstance(plan, Plan) else codec
         self._calibrations = find(model, [used], calibrations)
-        self._auto = AutoPlans(model, self._cluster, None if dtype is None else str(_dtype(dtype)))
+        self._auto = AutoPlans(model, self._cluster, None if dtype is None else str(dtype_of(dtype)))
         self._thread, wake = self._cluster.thread, self._cluster.transport.wake
         self._split: Split | None = None
         if plan == "auto":
             settings = auto or AutoSettings()
-            self._split = self._split_of(model, settings, _device_of(model, device), _dtype(dtype))
+            self._split = self._split_of(model, settings, device_of(model, device), dtype_of(dtype))
             if self._split is None:
                 self._calibrations = {**self._auto.tables(settings), **self._calibrations}
         self._check_plan(plan, codec)
         self._queue = RequestQueue(max_pending, when_full, keep_order=keep_order, wake=wake)
         try:
-            self._thread.call(lambda: self._set_up(model, plan, _device_of(model, device), _dtype(dtype)))
+            self._thread.call(lambda: self._set_up(model, plan, device_of(model, device), dtype_of(dtype)))
             self.use(plan, codec, auto=auto)
         except BaseException:
             self._queue.close(NOT_OURS)
@@ -230,7 +220,8 @@ class Engine:
     @property
     def devices(self) -> tuple[int, ...]:
         """The devices that the next request would use, this process first."""
-        return self._thread.call(self._coordinator.ready)
+        self._check_open()
+        return self._thread.call(self._scheduler.coordinator.ready)
 
     def __call__(self, **inputs: Any) -> ModelOutput:
         """One forward pass on the keyword arguments that the transformers model takes; its ModelOutput.
@@ -295,9 +286,16 @@ class Engine:
         mask = inferred_mask(model, input_ids, settings) if attention_mask is None else attention_mask
         self._check_thread()
         abandoned = threading.Event()
-        run = self._generate if strategy != "pipeline" or self._cluster.num_devices == 1 else self._generate_in_stages
+        text = Generation(self._scheduler, model, input_ids, mask, settings, abandoned)
+        in_stages = strategy == "pipeline" and self._cluster.num_devices > 1
+
+        def run() -> Tensor:
+            self._check_open()
+            ids, self.last_trace = (text.in_stages if in_stages else text.decode)(self._plan, self._codec, self._note)
+            return ids
+
         try:
-            return self._thread.call(lambda: run(model, input_ids, mask, settings, abandoned))
+            return self._thread.call(run)
         except KeyboardInterrupt:
             abandoned.set()
             raise
@@ -324,13 +322,13 @@ class Engine:
         """On device 0's thread: the model, the devices, and the order to load it."""
         cluster = self._cluster
         self._holders = self._holders_of(model, plan if self._split is None else self._split.plan, device, dtype)
-        self._model = _adapted(model, device, dtype) if self._holders is None else self._holders.own()
+        self._model = adapted(model, device, dtype) if self._holders is None else self._holders.own()
         self._scheduler = Scheduler(
             cluster.transport, self._model, self._queue, cluster.introductions, cluster.cores, self._calibrations
         )
         self._thread.serve(self._scheduler.step, self._scheduler.close)
         try:
-            order, weights = self._order(model, device)
+            order, weights = load_order(model, self._model, cluster, self._scheduler.at_end)
             if self._holders is None:
                 self._scheduler.coordinator.load_workers(order, weights)
             else:
@@ -362,11 +360,9 @@ class Engine:
             return None
         return Holders(model, plan, dtype, device, (0, *sorted(self._cluster.transport.connected())))
 
-    @property
-    def _coordinator(self) -> Coordinator:
+    def _check_open(self) -> None:
         if self.is_closed:
             raise InputError(NOT_OURS)
-        return self._scheduler.coordinator
 
     def _check_thread(self) -> None:
         if self._thread.is_here:
@@ -384,110 +380,3 @@ class Engine:
         if not spec.is_vision:
             return {"input_ids": torch.zeros(1, min(EXAMPLE_TOKENS, spec.max_tokens), dtype=torch.int64)}
         return {"pixel_values": torch.zeros(1, spec.num_channels, *self.image_size)}
-
-    def _generate(
-        self, model: CausalLM, ids: Tensor, mask: Tensor | None, settings: GreedySettings, abandoned: threading.Event
-    ) -> Tensor:
-        """Decodes; when a device fails, goes on here from what had been decoded, without any codec."""
-        while self._scheduler.is_busy:
-            self._scheduler.look_around()
-        plan, failures = self._coordinator.plan_of(self._plan, self._codec), tuple[str, ...]()
-        steps: list[Tensor] = []
-
-        def emit(step: Tensor) -> None:
-            self._cluster.transport.check_interrupted()
-            if abandoned.is_set():
-                raise RequestAborted("nobody waits for this text any more")
-            steps.append(step.to(ids.device))
-
-        while (rest := settings.after(steps)) is not None:
-            tokens = prompt_tokens(model, ids, mask, steps, rest.max_new_tokens)
-            trace = self._coordinator.generate(tokens, plan, rest, emit)
-            failures += trace.failures
-            if trace.failures and not trace.plan.codec.is_exact:
-                failures += (goes_on_exactly(len(steps), trace.plan.codec),)
-            trace = noted(trace, self._plan, self._cluster.num_devices, auto_note=AUTO_GENERATES)
-            self.last_trace = replace(trace, failures=failures)
-            if trace.failures:
-                plan = Plan.local()
-        return torch.cat([ids, *(step[:, None] for step in steps)], dim=1)
-
-    def _generate_in_stages(
-        self, model: CausalLM, ids: Tensor, mask: Tensor | None, settings: GreedySettings, abandoned: threading.Event
-    ) -> Tensor:
-        """Prompts in micro-batches through the stages, each of which keeps its own keys and values."""
-        mask = real_tokens(mask, ids)
-        while self._scheduler.is_busy:
-            self._scheduler.look_around()
-        size = self._plan.micro_batch if isinstance(self._plan, Plan) else 1
-        texts = [
-            Text(model, ids[i : i + size], None if mask is None else mask[i : i + size], settings)
-            for i in range(0, ids.shape[0], size)
-        ]
-
-        def check() -> None:
-            self._cluster.transport.check_interrupted()
-            if abandoned.is_set():
-                raise RequestAborted("nobody waits for this text any more")
-
-        trace = self._scheduler.generate(texts, self._plan, self._codec, check)
-        self.last_trace = replace(trace, note=self._note)
-        length = max(len(text.steps) for text in texts)
-        columns = []
-        for text in texts:
-            steps = torch.stack(text.steps, dim=1)
-            columns.append(torch.nn.functional.pad(steps, (0, length - steps.shape[1]), value=settings.padding_id))
-        return torch.cat([ids, torch.cat(columns).to(ids.device, ids.dtype)], dim=1)
-
-    def _order(self, model: str | PreTrainedModel, device: torch.device) -> tuple[LoadOrder, WeightFiles | None]:
-        """What tells workers which model to load: a key for threads, a directory for processes; on other devices a name
-        and a fingerprint, and the files for those that lack them."""
-        dtype = self.dtype
-        if self._cluster.shared_models is not None:
-            key = f"model-{next(_keys)}"
-            self._cluster.shared_models.clear()
-            self._cluster.shared_models[key] = self._model
-            return LoadOrder(model=key, dtype=dtype, device=str(device)), None
-        directory = self._directory(model)
-        if self._cluster.introductions is None:
-            return LoadOrder(model=directory, dtype=dtype, device=device.type), None
-        name = model if isinstance(model, str) else directory
-        identity = fingerprint(Path(directory))
-        return LoadOrder(model=name, dtype=dtype, device="", fingerprint=identity), WeightFiles(Path(directory))
-
-    def _directory(self, model: str | PreTrainedModel) -> str:
-        """Where worker processes read the weights: a model that was given loaded is saved for them, until ``close``."""
-        if isinstance(model, str):
-            return str(directory_of(model).resolve())
-        if self._cluster.num_devices == 1:
-            return ""
-        folder = tempfile.TemporaryDirectory(prefix="edgeprism-")
-        self._scheduler.at_end.append(folder.cleanup)
-        with no_progress_bar():
-            model.save_pretrained(folder.name)
-        return folder.name
-
-
-def _adapted(model: str | PreTrainedModel, device: torch.device, dtype: torch.dtype | None) -> Model:
-    if isinstance(model, str):
-        return load_within_memory(model, dtype, device)
-    if not isinstance(model, PreTrainedModel):
-        raise InputError(f"a model is an id, a directory or a loaded PreTrainedModel, not {type(model).__name__}")
-    if dtype is not None and model.dtype != dtype:
-        raise InputError(f"the model was loaded in {model.dtype}; load it in {dtype}, or give its directory instead")
-    if model.device.type != device.type:
-        raise InputError(f"the model is on {model.device}; move it to {device}, or give its directory instead")
-    return adapt(model)
-
-
-def _device_of(model: str | PreTrainedModel, device: str | torch.device | None) -> torch.device:
-    """A model that was given loaded stays where it is, unless another place is named."""
-    return choose_device(model.device if device is None and isinstance(model, PreTrainedModel) else device)
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or dtype in DTYPES.values():
-        return dtype  # type: ignore[return-value]
-    if dtype not in DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
-    return DTYPES[str(dtype)]

@@ -68,13 +68,10 @@ class Results:
     def trace_of(frame: Frame) -> DeviceTrace:
         """The trace that a RESULT frame holds, the frame's own bytes added to what its device sent."""
         try:
-            values = dict(frame.info["trace"])
-            if not all(isinstance(value, int | float) and 0 <= value < 1e18 for value in values.values()):
-                raise ValueError("its values must be numbers")
-            trace = DeviceTrace(**values)
-            return replace(trace, device=frame.sender, bytes_sent=trace.bytes_sent + frame.num_bytes)
-        except (KeyError, TypeError, ValueError) as exc:
+            trace = DeviceTrace.from_json(frame.info.get("trace"), device=frame.sender)
+        except ValueError as exc:
             raise PeerFault(f"device {frame.sender} sent a trace that cannot be read: {exc}", (frame.sender,)) from exc
+        return replace(trace, bytes_sent=trace.bytes_sent + frame.num_bytes)
 
     def in_pieces(self, max_bytes: int) -> Results:
         """The same with named tensors of more than ``max_bytes`` cut along their samples, so that each fits a frame."""

@@ -509,13 +509,10 @@ def _traces_of(documents: object, stages: Sequence[Stage]) -> list[DeviceTrace]:
     """Those of the first stages. FrameError where they are not."""
     if not isinstance(documents, list | tuple) or len(documents) > len(stages):
         raise FrameError("traces that are not those of the stages")
-    found = []
-    for document, stage in zip(documents, stages, strict=False):
-        try:
-            values = dict(document)
-            if not all(isinstance(value, int | float) and 0 <= value < 1e18 for value in values.values()):
-                raise ValueError("its values must be numbers")
-            found.append(replace(DeviceTrace(**values), device=stage.device))
-        except (TypeError, ValueError) as exc:
-            raise FrameError(f"a trace that cannot be read: {exc}") from exc
-    return found
+    try:
+        return [
+            DeviceTrace.from_json(document, device=stage.device)
+            for document, stage in zip(documents, stages, strict=False)
+        ]
+    except ValueError as exc:
+        raise FrameError(f"a trace that cannot be read: {exc}") from exc

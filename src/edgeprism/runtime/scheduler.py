@@ -109,6 +109,15 @@ class Scheduler:
         return self._pipelined.generate(texts, plan, codec, check)
 
     @property
+    def num_devices(self) -> int:
+        """Of the cluster, this one included."""
+        return self._transport.num_devices
+
+    def check_interrupted(self) -> None:
+        """RequestAborted when the cluster is being closed."""
+        self._transport.check_interrupted()
+
+    @property
     def is_busy(self) -> bool:
         """Whether devices have requests in hand."""
         return self._singles.num_in_hand + self._pipelined.num_in_hand > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgeprism.specs.plan import Plan
@@ -28,6 +28,15 @@ class DeviceTrace:
     """Blocked, waiting for other devices."""
     bytes_sent: int
     bytes_received: int
+
+    @classmethod
+    def from_json(cls, document: object, *, device: int) -> DeviceTrace:
+        """Reads what `dataclasses.asdict` made of one on ``device``. ValueError where it is none."""
+        if not isinstance(document, Mapping) or document.keys() != {field.name for field in fields(cls)}:
+            raise ValueError("its fields are not those of a trace")
+        if not all(isinstance(value, int | float) and 0 <= value < 1e18 for value in document.values()):
+            raise ValueError("its values must be numbers")
+        return cls(**{**document, "device": device})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
