@@ -113,11 +113,32 @@ class Subject:
         return dict(output)
 
 
+class Subjects:
+    """The subject that was asked for last: tests of one model follow each other, and making it takes longer than they
+    do. (A fixture that is one of several parameters is made anew for each test, whatever its scope.)"""
+
+    def __init__(self, cluster: edgeprism.Cluster) -> None:
+        self._cluster, self._name = cluster, ""
+        self._subject: Subject | None = None
+
+    def named(self, name: str) -> Subject:
+        """That of a model of MODELS."""
+        if self._subject is None or name != self._name:
+            architecture, changes = MODELS[name]
+            self._name, self._subject = name, Subject(self._cluster, make(architecture, **changes))
+        return self._subject
+
+
 @pytest.fixture(scope="module")
-def subject(cluster: edgeprism.Cluster, request: pytest.FixtureRequest) -> Subject:
+def subjects(cluster: edgeprism.Cluster) -> Subjects:
+    """For all tests here."""
+    return Subjects(cluster)
+
+
+@pytest.fixture
+def subject(subjects: Subjects, request: pytest.FixtureRequest) -> Subject:
     """The model named by the test's parameter."""
-    architecture, changes = MODELS[request.param]
-    return Subject(cluster, make(architecture, **changes))
+    return subjects.named(request.param)
 
 
 def plan_of(name: str) -> Plan:
