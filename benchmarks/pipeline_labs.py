@@ -59,6 +59,8 @@ LAB_CASES: dict[str, dict[str, Any]] = {
 UNEQUAL = Devices(speeds=(0.12,) * 8 + (0.06,) * 8)
 NUM_CLUSTERS, CLUSTER_REQUESTS = 10, 40
 LAB_STARTS = 5
+IDLE_MB = 300
+"""What a worker takes before it holds anything."""
 SMALL = Devices(speeds=(0.4, 0.4))
 
 SPEED_RATIOS, MEMORY_RATIOS, RATES_MBIT = (1, 2, 4, 8), (1, 4), (20, 100, 1000)
@@ -122,7 +124,7 @@ def pipeline_on(devices: Devices, model: ModelSpec, one_core_s: float) -> Pipeli
         cut_bytes=cut_bytes(model, EXACT, num_tokens=num_tokens, batch=1, element_bytes=4),
         weight_bytes=tuple(4 * values for values in piece_values(model)),
         work_bytes=(0,) * num_pieces(model),
-        memory_bytes=(math.inf if devices.memory_mb is None else 1e6 * devices.memory_mb,) * count,
+        memory_bytes=(math.inf if devices.memory_mb is None else 1e6 * (devices.memory_mb - IDLE_MB),) * count,
         latency_s=tuple(tuple(0.0 if i == j else 1e-4 for j in range(count)) for i in range(count)),
         bytes_per_s=((rate,) * count,) * count,
     )
@@ -140,7 +142,7 @@ def on_lab(
         for name in ["tiny"] if is_small else [name for name in given["models"] if name in (only or given["models"])]:
             directory = make_model(folder, name)
             spec = ModelSpec.from_directory(Path(directory))
-            stages = fastest(replace(pipeline_on(devices, spec, 1.0), memory_bytes=(math.inf,) * len(devices.speeds)))
+            stages = fastest(pipeline_on(devices, spec, 1.0))
             order = {"model": directory, "stages": {"best": _text(stages)}, "requests": given["requests"]}
             figures[name] = lab.run({**order, "requests": 6} if is_small else order, is_alone=given["alone"])
     return figures

@@ -212,7 +212,7 @@ def test_a_sweep_that_is_broken_off_goes_on(home: Path, tmp_path: Path) -> None:
         (["--cluster", "none.toml"], "no cluster file"),
         (["--dtype", "int8"], "unknown dtype"),
         (["--resume", "--out", "none.json"], "no map in none.json"),
-        (["--local-workers", "0"], "0 devices"),
+        (["--local-workers", "0"], "1 to 16 devices, not 0"),
         (["--cluster", sys.executable], "is no text"),
     ],
 )

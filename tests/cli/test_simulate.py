@@ -70,6 +70,12 @@ def test_a_device_that_leaves(simple: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["begun_again"] > 0
 
 
+def test_a_device_that_leaves_at_once(simple: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything was begun: all runs on the other."""
+    found = run(capsys, str(simple), "--micro-batches", "5", "--partition", "0:0-2,1:2-4", "--leave", "1:0")
+    assert found["micro_batches"] == 5 and found["total_s"] == pytest.approx(4 * 5)
+
+
 @pytest.mark.parametrize("model", ["vit-base", "vit-large"])
 def test_published_profiles_give_the_published_speed(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Pictures a second of one device: 0.613 and 0.770 for ViT-Base, 0.180 and 0.223 for ViT-Large."""

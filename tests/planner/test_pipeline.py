@@ -16,7 +16,7 @@ from edgeprism.planner.one_medium import fastest_on_one_medium, lower_bound_s
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
-from edgeprism.specs.plan import Stage
+from edgeprism.specs.plan import Plan, Stage
 
 
 @pytest.mark.parametrize("first", range(0, 200, 50))
@@ -35,6 +35,8 @@ def test_nothing_is_better(first: int) -> None:
             stages = search(pipeline)
             pipeline.check(stages)
             assert measure(stages) == pytest.approx(best_s, rel=1e-9), seed
+            Plan.pipeline(pipeline.runnable(stages), pipeline.num_devices)  # PlanError for what cannot be run
+            assert measure(pipeline.runnable(stages)) <= best_s * (1 + 1e-9), seed
     assert num_feasible > 50
 
 
@@ -91,6 +93,51 @@ def test_a_device_without_pieces_does_not_end_a_pipeline() -> None:
             bytes_per_s=((1000.0, 1000.0),) * 2,
         )
         assert quickest(pipeline) == (Stage(device=1, start=0, stop=8),)
+
+
+def test_outputs_are_not_handed_to_a_relay() -> None:
+    """The fast device has a slow link home, and a fast one by way of another: what runs cannot use that for outputs, and
+    the planner does not count on it."""
+    slow = 1.0
+    pipeline = Pipeline(
+        piece_s=((3.0,) * 4, (0.1,) * 4, (9.0,) * 4),
+        cut_bytes=(1, 1, 1, 1, 50),
+        weight_bytes=(1,) * 4,
+        work_bytes=(0,) * 4,
+        memory_bytes=(math.inf,) * 3,
+        latency_s=((0.0,) * 3,) * 3,
+        bytes_per_s=((100.0,) * 3, (slow, 100.0, 100.0), (100.0,) * 3),
+    )
+    for search, measure in ((fastest, pipeline.period_s), (quickest, pipeline.request_s)):
+        stages = pipeline.runnable(search(pipeline))
+        assert stages[-1].stop > stages[-1].start and measure(stages) < 9.1, stages
+        assert measure(stages) == pytest.approx(least(pipeline, measure))
+
+
+def test_more_cuts_than_a_byte_counts() -> None:
+    """80 layers: the fast device is filled first, and the rest is found where it is."""
+    pieces, room = 320, 300
+    pipeline = Pipeline(
+        piece_s=((1.0,) * pieces, (2.0,) * pieces),
+        cut_bytes=(0,) * (pieces + 1),
+        weight_bytes=(1,) * pieces,
+        work_bytes=(0,) * pieces,
+        memory_bytes=(float(room), math.inf),
+        latency_s=((0.0, 0.0),) * 2,
+        bytes_per_s=((1.0, 1.0),) * 2,
+    )
+    stages = quickest(pipeline)
+    pipeline.check(stages)
+    assert pipeline.request_s(stages) == pytest.approx(room + 2 * (pieces - room))
+
+
+def test_what_lacks_names_devices_and_bytes() -> None:
+    """Whether the weights are too many for all together, or a piece for one."""
+    pipeline = large(2, 4)
+    with pytest.raises(PlanError, match=r"take 16 MB, and 4 MB lack: device 0 has 7 MB, device 1 has 5 MB"):
+        fastest(replace(pipeline, memory_bytes=(7e6, 5e6)))
+    with pytest.raises(PlanError, match=r"device 1 has 5 MB; device 1 lacks [\d.]+ MB for even the smallest piece"):
+        fastest(replace(pipeline, memory_bytes=(12e6, 5e6)))
 
 
 def test_twelve_devices_on_one_medium() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from edgeprism.runtime.messages import Handover
 from edgeprism.runtime.stage import QUEUE_LENGTH, WorkerStages
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan, parse_stages
+from edgeprism.strategies.kv_cache import KeyValueCache
+from edgeprism.strategies.pipeline.partition import TEXTS_A_STAGE
 from edgeprism.wire.memory import MemoryTransport
 from tests.families import difference, example, expected, make, padded
 
@@ -307,6 +310,31 @@ def test_where_nothing_fits_any_more_requests_fail_with_what_lacks(
             assert time.monotonic() - killed_s < 5
             assert failed[-1] is not None and "device 0: " in str(failed[-1]) and "device 1" in str(failed[-1])
             assert "MB of memory are missing: pieces 0 to 24" in str(failed[-1])
+
+
+def test_texts_that_have_ended_are_kept_no_more(cluster: edgeprism.Cluster) -> None:
+    """Of forty prompts stages keep the keys and values of a few at a time, and the texts are transformers' own."""
+    model, num_texts = make("LlamaForCausalLM"), 40
+    ids = torch.randint(5, 90, (num_texts, 9), generator=torch.Generator().manual_seed(0))
+    wanted = model.generate(ids, do_sample=False, max_new_tokens=4, eos_token_id=None)
+    stages = parse_stages("0:0-4,1:4-8,2:8-12")
+    with edgeprism.load(model, cluster=cluster, plan=Plan.pipeline(stages, 3)) as engine:
+        assert engine.generate(ids, max_new_tokens=4, eos_token_id=[]).tolist() == wanted.tolist()
+        gc.collect()
+        num_kept = sum(isinstance(one, KeyValueCache) for one in gc.get_objects())
+        assert 0 < num_kept <= len(stages) * (TEXTS_A_STAGE * len(stages) + 1)
+
+
+def test_a_long_prompt_of_many_words(cluster: edgeprism.Cluster) -> None:
+    """What travels last is a token, not logits: those of this prompt would be half a gigabyte."""
+    words, length = 50_000, 800
+    model = make("GPT2LMHeadModel", vocab_size=words, n_positions=1024, n_embd=16, n_inner=16, num_hidden_layers=1)
+    ids = torch.randint(5, words, (1, length), generator=torch.Generator().manual_seed(0))
+    wanted = model.generate(ids, do_sample=False, max_new_tokens=3, eos_token_id=None)
+    with edgeprism.load(model, cluster=cluster, plan=Plan.pipeline(parse_stages("0:0-2,1:2-4"), 3)) as engine:
+        assert engine.generate(ids, max_new_tokens=3, eos_token_id=[]).tolist() == wanted.tolist()
+        with pytest.raises(InputError, match="use a smaller micro-batch"):
+            engine(input_ids=ids)
 
 
 @pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "LlamaForCausalLM"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +152,11 @@ def test_a_full_disk_is_one_clear_line(source: Path, full_disk: Path) -> None:
 PIECES = (4, 8)
 
 
-def pieces_over(link: Link, cache: WeightCache, wanted: str) -> PieceWeights:
+def pieces_over(
+    link: Link, cache: WeightCache, wanted: str, check: Callable[[Path], object] = lambda place: None
+) -> PieceWeights:
     """Those of the second block, over that link."""
-    return PieceWeights(cache, wanted, PIECES, link.ask, link.next_chunk)
+    return PieceWeights(cache, wanted, PIECES, link.ask, link.next_chunk, check)
 
 
 def test_of_some_pieces_only_their_tensors_are_sent(source: Path, tmp_path: Path) -> None:
@@ -169,6 +171,20 @@ def test_of_some_pieces_only_their_tensors_are_sent(source: Path, tmp_path: Path
     assert {name for name, value in ours.items() if not value.is_meta} == {*held}
     again = Link(WeightFiles(source))
     assert pieces_over(again, cache, wanted).directory() == directory and not again.asked
+
+
+def test_what_does_not_fit_the_memory_is_not_sent(source: Path, tmp_path: Path) -> None:
+    """The configuration is enough to refuse it."""
+
+    def refuse(place: Path) -> None:
+        assert (place / "config.json").exists()
+        raise ModelFilesError("3 MB of memory are missing")
+
+    link, root = Link(WeightFiles(source)), tmp_path / "cache"
+    with pytest.raises(ModelFilesError, match="3 MB of memory"):
+        pieces_over(link, WeightCache(root), fingerprint(source), refuse).directory()
+    assert not [question for question in link.asked if str(question.get("file", "")).endswith(".safetensors")]
+    assert not list(root.iterdir())
 
 
 def test_pieces_that_were_damaged_are_sent_anew(source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import edgeprism
 from edgeprism.runtime.stage import Widths
 from edgeprism.specs.codec import CodecSpec
@@ -79,6 +81,22 @@ def test_the_allowed_widths_are_kept() -> None:
     widths.begin()
     through(widths, 60, waited_s=3.0, idle_s=3.0)
     assert str(widths.choose(ACTIVATIONS[:2])) == "bfloat16" and str(widths.choose(ACTIVATIONS[2:3])) == "int8"
+
+
+def test_wider_rows_have_deadlines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 kB over 5 Mbit/s after eighths of them: that it takes eight times as long is no failure."""
+    monkeypatch.delenv("EDGEPRISM_DEADLINE_S", raising=False)
+    size = {"height": 224, "width": 224}
+    model = make("ViTForImageClassification", image_size=224, patch_size=16, hidden_size=512, num_hidden_layers=2)
+    with (
+        edgeprism.Cluster.spawn(2, link_rate_mbit=5.0, share_cores=True) as cluster,
+        edgeprism.load(model, cluster=cluster, plan="replica") as engine,
+    ):
+        for codec in ("int4", "exact"):
+            engine.use(Plan.pipeline(parse_stages("0:0-4,1:4-8"), 2, CodecSpec.parse(codec)))
+            for _ in range(2):
+                engine(**example("ViTForImageClassification", batch=4, **size))
+                assert engine.last_trace is not None and not engine.last_trace.failures, codec
 
 
 def test_rows_follow_a_slow_link() -> None:

@@ -137,12 +137,20 @@ def test_what_a_policy_finds() -> None:
 def test_a_handful_of_inputs_is_not_relied_on() -> None:
     """What is known to within 1 point counts, what was seen of five inputs does not; of a perplexity, in per cent."""
     five = replace(RECORD, dataset="own", num_inputs=5, value=0.932, low=-0.396, high=0.396)
-    assert (RECORD.uncertainty, five.uncertainty) == (pytest.approx(1.05), pytest.approx(39.6))
+    assert RECORD.interval == pytest.approx((-0.1, 2.0))
     file = AccuracyFile(records=(RECORD, five))
     assert file.points_lost(**WAY, max_uncertainty=5.0) == pytest.approx(1.0)
     assert AccuracyFile(records=(five,)).points_lost(**WAY, max_uncertainty=5.0) is None
     record = replace(RECORD, metric="perplexity", exact=16.0, value=20.0, low=3.0, high=5.0)
-    assert record.uncertainty == pytest.approx(100 / 16)
+    assert record.interval == pytest.approx((300 / 16, 500 / 16))
+
+
+def test_a_great_loss_counts_however_roughly_it_is_known() -> None:
+    """40 points, give or take 8, on other data: at least 32."""
+    bad = replace(RECORD, dataset="own", num_inputs=60, value=0.532, low=-0.48, high=-0.32)
+    file = AccuracyFile(records=(RECORD, bad))
+    assert file.points_lost(**WAY, max_uncertainty=5.0) == pytest.approx(32.0)
+    assert file.points_lost(**WAY) == pytest.approx(40.0)
 
 
 def test_a_perplexity_is_lost_in_per_cent() -> None:

@@ -18,7 +18,7 @@ from edgeprism.policy.network import Network
 from edgeprism.policy.pipeline import pipeline_of
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.performance_map import PerformanceMap
-from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
+from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage, parse_stages
 from edgeprism.strategies.pipeline.partition import cut_bytes, piece_macs, piece_values
 
 
@@ -29,7 +29,8 @@ def plan_pipeline(
     or cut where the work is even where there is none. PlanError for what cannot be."""
     if found is None:
         num_devices = args.devices or (args.shares.count(",") + 1 if args.shares else 0)
-        num_devices = num_devices or (args.stages.count(",") + 1 if args.stages else 0)
+        if args.stages:
+            num_devices = max(num_devices, *(stage.device + 1 for stage in parse_stages(args.stages)))
         if not num_devices:
             raise PlanError(
                 "strategy pipeline needs --devices, --shares, --stages, or a cluster with a performance map"

@@ -101,7 +101,7 @@ def _stages(partition: str, pipeline: Pipeline) -> tuple[Stage, ...]:
         from edgeprism.planner.quickest import quickest  # numpy takes its time
         from edgeprism.planner.throughput import fastest
 
-        return (fastest if partition == "fastest" else quickest)(pipeline)
+        return pipeline.runnable((fastest if partition == "fastest" else quickest)(pipeline))
     there = [device for device in range(pipeline.num_devices) if pipeline.memory_bytes[device] != NOTHING]
     if partition in _PARTITIONS:
         stages = _PARTITIONS[partition](pipeline, there)
@@ -138,7 +138,7 @@ def _document(
         if span.kind == "compute":
             busy[span.stage] += span.stop_s - span.start_s
     transfers = pipeline.transfers(stages)
-    lasted_s = found.before.spans[-1].stop_s if found.after is not None else total_s
+    lasted_s = max((span.stop_s for span in found.before.spans), default=0.0) if found.after is not None else total_s
     period_s = found.before.period_s if len(found.before.done_s) > 1 else pipeline.period_s(stages)
     return {
         "model": system.model,
@@ -149,7 +149,7 @@ def _document(
             {
                 "device": stage.device, "name": names[stage.device], "pieces": [stage.start, stage.stop],
                 "compute_s": pipeline.compute_s(stage), "transfer_s": transfers[index],
-                "memory_bytes": pipeline.stage_bytes(stage), "busy": busy[index] / lasted_s,
+                "memory_bytes": pipeline.stage_bytes(stage), "busy": busy[index] / lasted_s if lasted_s else 0.0,
             }
             for index, stage in enumerate(stages)
         ],

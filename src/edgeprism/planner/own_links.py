@@ -77,7 +77,7 @@ class _Search:
         """Every time that a stage or a transfer can take, in order; a little more than each, for sums round."""
         upper = np.triu(np.ones(self._stage_s.shape[1:], dtype=bool))
         times = np.concatenate([self._stage_s[:, upper].ravel(), self._transfer_s.ravel()])
-        return np.unique(times * (1 + 1e-12))
+        return np.unique(times[np.isfinite(times)] * (1 + 1e-12))
 
     def may_fit(self, threshold_s: float) -> bool:
         """Whether a partition could keep a threshold if every link did: False is certain."""

@@ -79,9 +79,12 @@ class Pipeline:
         return math.fsum(self.piece_s[stage.device][stage.start : stage.stop])
 
     def transfer_s(self, sender: int, receiver: int, cut: int) -> float:
-        """Seconds of handing on what is at a cut; none where it stays."""
+        """Seconds of handing on what is at a cut; none where it stays. Outputs go home from the device that has the
+        head, which hands them to nobody else."""
         if sender == receiver:
             return 0.0
+        if cut == self.num_pieces and receiver != self.home:
+            return math.inf
         return self.latency_s[sender][receiver] + self.cut_bytes[cut] / self.bytes_per_s[sender][receiver]
 
     def stage_bytes(self, stage: Stage) -> int:
@@ -108,10 +111,11 @@ class Pipeline:
         return math.fsum([*map(self.compute_s, stages), *self.transfers(stages)])
 
     def runnable(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-        """Without stages that hold nothing at the ends: who computes last has the head, and sends it home itself."""
+        """Without stages at the ends that hold nothing and need not be: of device 0, which has the inputs and wants the
+        outputs anyway."""
         first, last = 0, len(stages)
         while last > first + 1 and stages[last - 1].start == stages[last - 1].stop:
-            last -= 1
+            last -= 1  # home: nobody else is handed outputs
         while first < last - 1 and stages[first].start == stages[first].stop and stages[first].device == self.home:
             first += 1
         return tuple(stages[first:last])

@@ -2,22 +2,27 @@
 
 For each set S, its last device e and each cut: the least time at which S can have computed up to there, e being last.
 It comes from S without e, over the device before e and the cut at which e began. Sets are gone through by size; times
-are kept of two sizes, and of all only who was before. What cannot beat the best answer so far is dropped.
+are kept of two sizes, and of all only who was before. What cannot beat the best answer so far is dropped, from some
+good partitions on that are found quickly.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeprism.errors import PlanError
+from edgeprism.planner.own_links import fastest_on_own_links
 from edgeprism.planner.pipeline import Pipeline
-from edgeprism.planner.sets import check_num_devices, what_lacks
+from edgeprism.planner.sets import check_num_devices
 from edgeprism.specs.plan import Stage
 
 Times = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 Parents = npt.NDArray[np.uint16]
+CUT_BITS = 12  # of a parent, the other 4 are its device
 _CHUNK = 2048  # sets at once
 _NOWHERE = -1
 
@@ -25,6 +30,8 @@ _NOWHERE = -1
 def quickest(pipeline: Pipeline) -> tuple[Stage, ...]:
     """Stages with the shortest time of one request that devices and memory allow. PlanError where nothing fits."""
     check_num_devices(pipeline)
+    if pipeline.num_pieces >= 2**CUT_BITS:
+        raise PlanError(f"partitions are found for models of up to {2**CUT_BITS - 1} pieces, not {pipeline.num_pieces}")
     return _Quickest(pipeline).stages()
 
 
@@ -64,29 +71,43 @@ class _Quickest:
         """See ``quickest``."""
         home, every = self._pipeline.home, np.arange(2**self._devices, dtype=np.int64)
         size_of = sum((every >> device & 1 for device in range(self._devices)), np.zeros_like(every))
-        best_s, best = np.inf, (0, 0)
+        best_s, best = self._some_s() * (1 + 1e-9), (0, 0)
         before_s: dict[int, Times] = {}
         for size in range(1, self._devices + 1):
-            ending: dict[int, tuple[Numbers, Times, Parents]] = {}
+            now_s: dict[int, Times] = {}
             for device in range(self._devices):
                 sets = every[(size_of == size) & ((every >> device & 1) == 1)]
                 found_s, parents = self._ending_with(device, sets, before_s)
                 end_s = found_s[:, -1] + self._transfer_s[device, home, -1]
                 if end_s.min() < best_s:
                     best_s, best = float(end_s.min()), (int(sets[end_s.argmin()]), device)
-                ending[device] = sets, found_s, parents
-            before_s = {}
-            for device, (sets, found_s, parents) in ending.items():
                 found_s[found_s + self._rest_s >= best_s] = np.inf  # what is left takes too long on any devices
                 is_kept = np.isfinite(found_s).any(axis=1) | ((sets == best[0]) & (device == best[1]))
                 self._row[device, sets[is_kept]] = np.arange(is_kept.sum())
                 self._parents[size, device] = parents[is_kept]
-                before_s[device] = found_s[is_kept]
+                now_s[device] = found_s[is_kept]
+            before_s = now_s
             if not any(np.isfinite(found_s).any() for found_s in before_s.values()):
                 break
-        if not np.isfinite(best_s):
-            raise PlanError(what_lacks(self._pipeline))
         return self._trace(*best, size_of)
+
+    def _some_s(self) -> float:
+        """What some good partitions take: what cannot beat them need not be looked at. PlanError where nothing fits."""
+        pipeline = self._pipeline
+        found = [fastest_on_own_links(replace(pipeline, has_one_medium=False))]
+        by_speed = sorted(range(self._devices), key=lambda device: sum(pipeline.piece_s[device]))
+        for first in range(self._devices):  # few devices, each as full as its memory allows
+            at, stages = 0, list[Stage]()
+            for device in by_speed[first:]:
+                for stop in range(self._cuts - 1, at, -1):
+                    stage = Stage(device=device, start=at, stop=stop)
+                    if pipeline.stage_bytes(stage) <= pipeline.memory_bytes[device]:
+                        stages.append(stage)
+                        at = stop
+                        break
+            if at == self._cuts - 1:
+                found.append(tuple(stages))
+        return min(map(pipeline.request_s, found))
 
     def _ending_with(self, device: int, sets: Numbers, before_s: dict[int, Times]) -> tuple[Times, Parents]:
         """When each set can have computed up to each cut, this device being last: (sets, cuts)."""
@@ -127,14 +148,14 @@ class _Quickest:
             computed_s = relative_s[each, chosen] + self._prefix[device, stop]
             # a stage without pieces takes no time, to the last bit: it must not win by how sums are rounded
             done_s[rows, stop] = np.where(chosen == stop, arrived_s[:, stop], computed_s)
-            parents[rows, stop] = senders[each, chosen] << 8 | chosen
+            parents[rows, stop] = senders[each, chosen] << CUT_BITS | chosen
         return done_s, parents
 
     def _trace(self, devices: int, last: int, size_of: Numbers) -> tuple[Stage, ...]:
         stop, stages = self._cuts - 1, list[Stage]()
         while True:
             number = int(self._parents[int(size_of[devices]), last][self._row[last, devices], stop])
-            sender, start = number >> 8, number & 255
+            sender, start = number >> CUT_BITS, number & (2**CUT_BITS - 1)
             stages.append(Stage(device=last, start=start, stop=stop))
             devices ^= 1 << last
             if not devices:

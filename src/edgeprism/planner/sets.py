@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeprism.errors import PlanError
-from edgeprism.planner.pipeline import Pipeline
+from edgeprism.planner.pipeline import NOTHING, Pipeline
 from edgeprism.specs.plan import MAX_DEVICES, Stage
 
 Seconds = npt.NDArray[np.float64]
@@ -81,21 +81,28 @@ def farthest(pipeline: Pipeline, stage_s: Seconds, may: Flags, sets: Sequence[La
     return reached
 
 
-def what_lacks(pipeline: Pipeline) -> str:
-    """Why nothing fits, what is missing and what would help."""
-    memory = [max(0.0, one) for one in pipeline.memory_bytes]
-    total, there = sum(pipeline.weight_bytes), sum(memory)
+def what_lacks(pipeline: Pipeline, names: Sequence[int] | None = None) -> str:
+    """Why nothing fits: which device lacks how many bytes, and what would help. ``names``: the numbers of the devices
+    for people, by default their own."""
+    usable = [device for device, memory in enumerate(pipeline.memory_bytes) if memory != NOTHING]
+    names = range(pipeline.num_devices) if names is None else names
+    memory = {device: max(0.0, pipeline.memory_bytes[device]) for device in usable}
+    listed = ", ".join(f"device {names[device]} has {there / 1e6:.0f} MB" for device, there in memory.items())
+    total, there = sum(pipeline.weight_bytes), sum(memory.values())
     if there < total:
         return (
-            f"the model's weights take {total / 1e6:.0f} MB, and all devices together have {there / 1e6:.0f} MB: "
-            f"{(total - there) / 1e6:.0f} MB lack; add a device, or take a smaller dtype"
+            f"the model's weights take {total / 1e6:.0f} MB, and {(total - there) / 1e6:.0f} MB lack: {listed}; add a "
+            "device, or take a smaller dtype"
         )
-    alone = [
-        pipeline.stage_bytes(Stage(device=0, start=piece, stop=piece + 1)) / 1e6
-        for piece in range(pipeline.num_pieces)
-    ]  # fmt: skip
+    pieces = range(pipeline.num_pieces)
+    least = [min(pipeline.stage_bytes(Stage(device=0, start=one, stop=one + 1)) for one in pieces)] if memory else []
+    short = [
+        f"device {names[device]} lacks {(least[0] - there) / 1e6:.1f} MB for even the smallest piece"
+        for device, there in memory.items()
+        if there < least[0]
+    ]
     return (
-        f"no partition fits: pieces take {min(alone):.0f} to {max(alone):.0f} MB each with their queues, and the "
-        f"devices have {min(memory) / 1e6:.0f} to {max(memory) / 1e6:.0f} MB; take a smaller micro-batch or "
-        "dtype, or add a device"
+        f"no partition fits: the weights take {total / 1e6:.0f} MB, each stage its queues and the pieces' own work "
+        f"besides, and {listed}{'; ' if short else ''}{'; '.join(short)}; take a smaller micro-batch or dtype, or add "
+        "a device"
     )

@@ -13,7 +13,14 @@ from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.performance_map import Costs
 from edgeprism.specs.plan import Plan
-from edgeprism.strategies.pipeline.partition import cut_bytes, piece_macs, piece_values, work_bytes
+from edgeprism.strategies.pipeline.partition import (
+    TEXTS_A_STAGE,
+    cut_bytes,
+    piece_cache_bytes,
+    piece_macs,
+    piece_values,
+    work_bytes,
+)
 
 
 def pipeline_of(
@@ -29,17 +36,23 @@ def pipeline_of(
 ) -> Pipeline:
     """For micro-batches of so many samples. A device's pieces share what such a request takes it alone by their
     multiply-accumulates; one that was not measured is not used. ``memory_bytes`` by device: no limit where none is
-    given."""
+    given. Models that generate keep keys and values of ``num_tokens`` for as many texts as may be in flight."""
     (work,) = work_of(model, Plan.local(), batch=micro_batch, num_tokens=num_tokens, element_bytes=element_bytes)
     macs = piece_macs(model, num_tokens)
     devices = range(len(costs.devices))
     seconds = [dot(one.compute, work.compute_features()) if one.compute else 0.0 for one in costs.devices]
     limits = {device: (memory_bytes or {}).get(device, math.inf) for device in costs.measured}
     latency_s, bytes_per_s = link_matrices(network, len(devices))
+    num_texts = TEXTS_A_STAGE * len(costs.measured) * micro_batch
     return Pipeline(
         piece_s=tuple(tuple(total_s * part / sum(macs) for part in macs) for total_s in seconds),
         cut_bytes=cut_bytes(model, codec, num_tokens=num_tokens, batch=micro_batch, element_bytes=element_bytes),
-        weight_bytes=tuple(element_bytes * count for count in piece_values(model)),
+        weight_bytes=tuple(
+            element_bytes * count + num_texts * cache
+            for count, cache in zip(
+                piece_values(model), piece_cache_bytes(model, num_tokens, element_bytes), strict=True
+            )
+        ),
         work_bytes=(work_bytes(model, num_tokens, micro_batch, element_bytes),) * len(macs),
         memory_bytes=tuple(limits.get(device, NOTHING) for device in devices),
         latency_s=latency_s,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from edgeprism.planner.throughput import fastest
 from edgeprism.policy.network import Network
 from edgeprism.policy.pipeline import link_matrices
 from edgeprism.profiler.fit import link_costs
-from edgeprism.runtime.link_probe import ask, measure_link
+from edgeprism.runtime.link_probe import ask, free_bytes, measure_link
 from edgeprism.runtime.machine import memory_available_bytes
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Introduction
@@ -32,6 +31,7 @@ from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.performance_map import LinkMeasured
 from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.pipeline.partition import (
+    TEXTS_A_STAGE,
     cut_bytes,
     num_pieces,
     piece_cache_bytes,
@@ -50,7 +50,6 @@ MEMORY_PART = 0.85
 """Of what is free, for a stage: what an allocator keeps and libraries take was not counted."""
 TEXT_TOKENS = 128
 ANSWER_S, SPEED_TIMEOUT_S = 5.0, 10.0
-MAX_BYTES = 2**53
 MAX_SPEED_RATIO = 1000.0  # of a device that may be believed to this one
 
 
@@ -85,7 +84,7 @@ def split_by_layers(
         return None
     members, absent = Membership(transport, introductions), dict[int, str]()
     answered = members.introduce(ANSWER_S)  # who was another coordinator's has another rank, and may still be its
-    free = {COORDINATOR: float(here), **_free_bytes(transport, answered, absent)}
+    free = {COORDINATOR: float(here), **free_bytes(transport, answered, absent)}
     whole_bytes = stage_weight_bytes(model, 0, num_pieces(model), dtype.itemsize)
     too_small = [device for device, there in free.items() if MEMORY_PART * there < whole_bytes]
     is_needed = COORDINATOR in too_small
@@ -111,29 +110,6 @@ def split_by_layers(
     )
     log.info("%s: stages %s", note, ", ".join(map(str, placed)))
     return Split(plan=Plan.pipeline(placed, transport.num_devices, EXACT), note=note)
-
-
-def _free_bytes(transport: Transport, devices: Sequence[int], absent: dict[int, str]) -> dict[int, float]:
-    """Of those that say it; with what they hold for another model, which goes when this one comes. ``absent``: why
-    others are not among them."""
-    found: dict[int, float] = {}
-    for device in devices:
-        try:
-            facts = ask(transport, device, "facts")
-        except PeerError as exc:
-            absent[device] = str(exc)
-            continue
-        free = facts.get("cuda_available_bytes") if facts.get("has_cuda") else facts.get("memory_available_bytes")
-        held = facts.get("model_bytes")
-        if not _is_count(free) or not _is_count(held):
-            absent[device] = "it does not say what memory it has"
-            continue
-        found[device] = float(free + held)
-    return found
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_BYTES
 
 
 def _looked_at(
@@ -177,12 +153,14 @@ def _pipeline(model: ModelSpec, devices: Sequence[_Device], element_bytes: int) 
         )
     )  # fmt: skip
     latency_s, bytes_per_s = link_matrices(network, len(devices))
+    num_texts = TEXTS_A_STAGE * len(devices)
     cache_bytes = piece_cache_bytes(model, num_tokens, element_bytes)
     return Pipeline(
         piece_s=tuple(tuple(count / one.macs_per_s for count in macs) for one in devices),
         cut_bytes=cut_bytes(model, EXACT, num_tokens=num_tokens, batch=1, element_bytes=element_bytes),
         weight_bytes=tuple(
-            element_bytes * count + cache for count, cache in zip(piece_values(model), cache_bytes, strict=True)
+            element_bytes * count + num_texts * cache
+            for count, cache in zip(piece_values(model), cache_bytes, strict=True)
         ),
         work_bytes=(work_bytes(model, num_tokens, 1, element_bytes),) * num,
         memory_bytes=tuple(MEMORY_PART * one.free_bytes for one in devices),

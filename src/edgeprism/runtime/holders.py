@@ -58,9 +58,16 @@ class Holders:
 def load_within_memory(
     source: str, dtype: torch.dtype | None, device: torch.device, pieces: tuple[int, int] | None = None
 ) -> Model:
-    """The model of a directory or hub id, or these pieces of it. ModelFilesError where this machine has less memory
-    free than their weights take: to be killed by the kernel in the middle would say less."""
-    spec = ModelSpec.from_directory(directory_of(source))
+    """The model of a directory or hub id, or these pieces of it. ModelFilesError as of ``check_memory``."""
+    check_memory(ModelSpec.from_directory(directory_of(source)), dtype, device, pieces)
+    return load_adapted(source, dtype=dtype, device=device, pieces=pieces)
+
+
+def check_memory(
+    spec: ModelSpec, dtype: torch.dtype | None, device: torch.device, pieces: tuple[int, int] | None = None
+) -> None:
+    """ModelFilesError where this machine has less memory free than the weights of a model, or of these pieces of it,
+    take: to be killed by the kernel in the middle would say less."""
     element_bytes = element_bytes_of(spec.dtype if dtype is None else str(dtype).removeprefix("torch."))
     start, stop = (0, num_pieces(spec)) if pieces is None else pieces
     needed, there = stage_weight_bytes(spec, start, stop, element_bytes), memory_available_bytes()
@@ -71,4 +78,3 @@ def load_within_memory(
             f"{(needed - there) / 1e6:.0f} MB of memory are missing: {what} {needed / 1e6:.0f} MB of weights, and "
             f"{there / 1e6:.0f} MB are free; {help_}"
         )
-    return load_adapted(source, dtype=dtype, device=device, pieces=pieces)

@@ -11,7 +11,7 @@ from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import MAX_TIMEOUT_S
 from edgeprism.runtime.micro_batch import Micro
 from edgeprism.runtime.patience import Patience
-from edgeprism.specs.cost import whole_model_macs
+from edgeprism.specs.cost import TEXT_TOKEN_BYTES, whole_model_macs
 from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.pipeline.partition import cut_bytes
 from edgeprism.wire.mailbox import MAX_KEPT_BYTES
@@ -51,9 +51,10 @@ class Lateness:
         for kind in {self._kind(oldest, stages), _first_kind(oldest, stages)}:
             self._patience.learn_timeout(kind)
 
-    def check_size(self, plan: Plan, batch: int, num_tokens: int) -> None:
-        """InputError where what a queue holds of a cut is more than a device keeps of what it has not asked for."""
-        cuts = self._cut_bytes(plan, batch, num_tokens)
+    def check_size(self, plan: Plan, batch: int, num_tokens: int, *, is_text: bool = False) -> None:
+        """InputError where what a queue holds of a cut is more than a device keeps of what it has not asked for.
+        ``is_text``: of one that is continued, whose last stage gives a token a sample."""
+        cuts = self._cut_bytes(plan, batch, num_tokens, is_text=is_text)
         largest = max([cuts[stage.start] for stage in plan.stages[1:]] + [cuts[-1]])
         if 3 * largest > MAX_KEPT_BYTES:
             raise InputError(
@@ -66,7 +67,9 @@ class Lateness:
         speeds = [self._members.macs_per_s.get(stage.device, 0.0) for stage in stages]
         slowest = min((speed for speed in speeds if speed), default=self._members.macs_per_s[COORDINATOR])
         macs = micro.batch * whole_model_macs(self._model.spec, micro.num_tokens)
-        cuts = self._cut_bytes(micro.request.plan, micro.batch, micro.num_tokens)
+        cuts = self._cut_bytes(
+            micro.request.plan, micro.batch, micro.num_tokens, is_text=micro.text is not None
+        )  # fmt: skip
         num_bytes = sum(cuts[stage.start] for stage in stages) + cuts[-1]
         timeout_s = self._patience.timeout_s(kind, of=stages, compute_s=macs / slowest, num_bytes=num_bytes)
         return min(timeout_s, MAX_TIMEOUT_S)
@@ -74,14 +77,16 @@ class Lateness:
     def _kind(self, micro: Micro, stages: Stages) -> Hashable:
         """What takes alike: the first output takes as long as all stages together, those behind it as the slowest."""
         if self._last_done_s > micro.given_s:
-            return ("pipeline, in line", stages, micro.batch, micro.num_tokens, micro.text is not None)
+            return ("in line", *_first_kind(micro, stages))
         return _first_kind(micro, stages)
 
-    def _cut_bytes(self, plan: Plan, batch: int, num_tokens: int) -> tuple[int, ...]:
-        return cut_bytes(
+    def _cut_bytes(self, plan: Plan, batch: int, num_tokens: int, *, is_text: bool) -> tuple[int, ...]:
+        cuts = cut_bytes(
             self._model.spec, plan.codec, num_tokens=num_tokens, batch=batch, element_bytes=self._model.dtype.itemsize
         )
+        return (*cuts[:-1], batch * TEXT_TOKEN_BYTES) if is_text else cuts
 
 
-def _first_kind(micro: Micro, stages: Stages) -> Hashable:
-    return ("pipeline", stages, micro.batch, micro.num_tokens, micro.text is not None)
+def _first_kind(micro: Micro, stages: Stages) -> tuple[Hashable, ...]:
+    codecs = micro.request.plan.codecs  # eight times the bytes take eight times as long
+    return ("pipeline", stages, codecs, micro.batch, micro.num_tokens, micro.text is not None)

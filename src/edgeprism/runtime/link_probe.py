@@ -9,12 +9,12 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgeprism.errors import PeerFault, PeerTimeout
+from edgeprism.errors import PeerError, PeerFault, PeerTimeout
 from edgeprism.runtime.probe import MAX_ECHO_BYTES
 from edgeprism.specs.performance_map import LinkMeasured
 from edgeprism.wire.frame import Buffer, Kind
@@ -25,6 +25,7 @@ FIRST_BYTES = 32 * 2**10
 LONG_ENOUGH_S = 0.05  # of one transfer: then the round trip no longer matters much
 NUM_LARGE = 5
 TIMEOUT_S = 20.0
+MAX_BYTES = 2**53  # that a device may claim to have
 TURN_S = 5e-4  # of each device, where several are waited for
 
 _numbers = itertools.count(1)
@@ -47,6 +48,29 @@ def ask(transport: Transport, device: int, what: str, *, given: str | bool = Tru
     if not isinstance(found, dict):
         raise PeerFault(f"device {device} answered a PING without {what}", (device,))
     return found
+
+
+def free_bytes(transport: Transport, devices: Sequence[int], absent: dict[int, str]) -> dict[int, float]:
+    """Bytes that each of these could give to weights, with what it holds now, which goes when others come. ``absent``
+    gets why some are not among them."""
+    found: dict[int, float] = {}
+    for device in devices:
+        try:
+            facts = ask(transport, device, "facts")
+        except PeerError as exc:
+            absent[device] = str(exc)
+            continue
+        free = facts.get("cuda_available_bytes") if facts.get("has_cuda") else facts.get("memory_available_bytes")
+        held = facts.get("model_bytes")
+        if not _is_count(free) or not _is_count(held):
+            absent[device] = "it does not say what memory it has"
+            continue
+        found[device] = float(free + held)
+    return found
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_BYTES
 
 
 def measure_link(transport: Transport, device: int) -> LinkMeasured:

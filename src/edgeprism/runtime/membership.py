@@ -91,7 +91,7 @@ class Membership:
         self.new_epoch()
         self._orders = dict.fromkeys(self._peers, orders) if isinstance(orders, LoadOrder) else dict(orders)
         self._order_number = 1 + secrets.randbelow(2**31 - 1)
-        self._await_answers(self._peers & self._transport.connected(), JOIN_TIMEOUT_S)
+        self._await_answers(self._orders.keys() & self._transport.connected(), JOIN_TIMEOUT_S)
         self._ask_to_load()
         deadline = time.monotonic() + LOAD_TIMEOUT_S
         while self._loading() - self._transport.lost().keys() and time.monotonic() < deadline:

@@ -165,7 +165,8 @@ class Handover:
     ``traces``: of the stages so far. ``codec``: what its rows are written in; each sender takes one of ``codecs``, the
     widest first, as its link allows. ``room``: of a text that is continued, the tokens that it may come to have (0: of
     anything else); stages keep its keys and values under the number of its micro-batch. It comes as ids, positions and,
-    where there is padding, their mask; ``reads`` nothing where it is the next token of one that has come.
+    where there is padding, their mask; ``reads`` nothing where it is the next token of one that has come. ``ended``:
+    texts of the same stream of which no more will come.
     """
 
     stages: tuple[Stage, ...]
@@ -180,6 +181,7 @@ class Handover:
     options: tuple[tuple[str, bool], ...] = ()
     reads: Reads | None = None
     room: int = 0
+    ended: tuple[int, ...] = ()
     traces: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -217,6 +219,7 @@ class Handover:
             "options": dict(self.options),
             "reads": None if self.reads is None else self.reads.to_json(),
             "room": self.room,
+            "ended": list(self.ended),
             "traces": list(self.traces),
         }
 
@@ -251,6 +254,7 @@ class Handover:
             options=tuple((_text(name), bool(value)) for name, value in document["options"].items()),
             reads=None if reads is None else Reads.from_json(reads),
             room=int(document["room"]),
+            ended=tuple(int(number) for number in document["ended"]),
             traces=tuple(traces),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -27,6 +28,8 @@ class Request:
     num_tokens: int
     left_out: tuple[str, ...]
     outputs: list[dict[str, Tensor] | None]
+    later: deque[Micro] = field(default_factory=deque)
+    """Texts that begin when others have ended."""
     parts: dict[int, DeviceTrace] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     error: BaseException | None = None

@@ -45,10 +45,17 @@ class PieceWeights:
     """The worker's side; for one order."""
 
     def __init__(
-        self, cache: WeightCache, wanted: str, pieces: tuple[int, int], ask: Ask, next_chunk: NextChunk
+        self,
+        cache: WeightCache,
+        wanted: str,
+        pieces: tuple[int, int],
+        ask: Ask,
+        next_chunk: NextChunk,
+        check: Callable[[Path], object],
     ) -> None:
+        """``check`` is given a directory with the model's config.json before weights travel, and may refuse them."""
         self._cache, self._wanted, self._pieces = cache, wanted, pieces
-        self._ask, self._next = ask, next_chunk
+        self._ask, self._next, self._check = ask, next_chunk, check
 
     def directory(self) -> Path:
         """Of the pieces: as they were kept from an earlier order, or sent now. ModelFilesError says what stands in the
@@ -82,6 +89,7 @@ class PieceWeights:
         if config_hash(_json(config, MAX_MANIFEST_BYTES)) != manifest["config"]:
             raise ModelFilesError("the coordinator's config.json is not that of the model that it ordered")
         (partial / CONFIG).write_bytes(config)
+        self._check(partial)
         (partial / MANIFEST).write_text(json.dumps(manifest))
         needed = needed_tensors(partial, manifest["tensors"], *self._pieces)
         tensors = {name: found for name, found in self._headers(sizes) if name in needed}

@@ -33,6 +33,7 @@ from edgeprism.runtime.trace import DeviceTrace, Trace
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.meter import Meter
+from edgeprism.strategies.pipeline.partition import TEXTS_A_STAGE
 from edgeprism.strategies.replica.forward import batch_of, merge, samples_of
 from edgeprism.strategies.staging import Staging
 from edgeprism.wire.frame import Frame, Kind
@@ -60,11 +61,12 @@ class Pipelined:
         self._queue, self._numbers = queue, numbers
         self._staging, self._credits = Staging(model.device), Credits()
         self._own = OwnStage(model, cores, transport.wake)
-        self.stages = Restaging(model, members, transport.num_devices)
+        self.stages = Restaging(model, members, transport)
         self._now: tuple[Stage, ...] = ()  # the stages of what is under way
         self._stream, self._num_micros = 0, 0
         self._waiting: deque[Micro] = deque()
         self._begun: dict[int, Micro] = {}  # by number, in the order in which they went in
+        self._ended: list[int] = []  # numbers of texts that stages need keep no more
         self._outbox: deque[tuple[int, Done, DeviceTrace]] = deque()
         self._held_since_s: float | None = None  # the next stage has no room for what is ready
         self._num_losses: dict[int, int] = {}
@@ -129,6 +131,9 @@ class Pipelined:
     def take(self, frame: Frame) -> None:
         """What a device sends; nothing of another stream or epoch counts."""
         if (frame.epoch, frame.request) != (self._members.epoch, self._stream):
+            if frame.kind is Kind.HANDOVER and frame.epoch == self._members.epoch:  # its sender must not wait for ever
+                with suppress(PeerError):
+                    self._transport.send(frame.sender, Kind.CREDIT, epoch=frame.epoch, request=frame.request)
             return
         try:
             if frame.kind is Kind.CREDIT:
@@ -180,16 +185,17 @@ class Pipelined:
         self._now = found[0].stages
         prompts = [text.prompt() for text in texts]
         for text in texts:
-            self._lateness.check_size(found[0], text.ids.shape[0], text.num_tokens)
+            self._lateness.check_size(found[0], text.ids.shape[0], text.num_tokens, is_text=True)
         request = Request(
             answer=None, plan=found[0], batch=sum(text.ids.shape[0] for text in texts),
             num_tokens=texts[0].ids.shape[1], left_out=found[1], outputs=[None] * len(texts),
         )  # fmt: skip
         for index, (text, inputs) in enumerate(zip(texts, prompts, strict=True)):
             size = text.ids.shape[0]
-            self._waiting.append(
+            request.later.append(
                 Micro(request=request, index=index, inputs=inputs, batch=size, num_tokens=text.num_tokens, text=text)
             )
+        self._waiting.extend(self._next_texts(request, TEXTS_A_STAGE * len(found[0].stages)))
         try:
             self._go_on()
             while request.error is None and any(output is None for output in request.outputs):
@@ -275,14 +281,15 @@ class Pipelined:
         options = tuple((name, bool(v)) for name, v in micro.inputs.items() if v is not None and name not in names)
         plan, text = micro.request.plan, micro.text
         timeout_s = self._lateness.until_output_s(self._begun.values(), stages)
+        ended, self._ended = tuple(self._ended), []
         return Handover(
             stages=stages, index=0, codec=plan.codec, codecs=plan.codecs, batch=micro.batch,
             num_tokens=micro.num_tokens, timeout_s=WORKERS_PART * timeout_s, tensors=names, options=options,
-            reads=None if text is None else text.reads, room=0 if text is None else text.room,
+            reads=None if text is None else text.reads, room=0 if text is None else text.room, ended=ended,
         )  # fmt: skip
 
     def _enter_stream(self) -> None:
-        self._stream, self._num_micros = next(self._numbers), 0
+        self._stream, self._num_micros, self._ended = next(self._numbers), 0, []
         self._lateness.begin()
         self._credits.enter(self._members.epoch, self._stream)
         self._own.enter(self._members.epoch, self._stream)
@@ -411,6 +418,14 @@ class Pipelined:
             self._waiting.append(micro)
         else:
             micro.request.outputs[micro.index] = {}
+            assert micro.number is not None
+            self._ended.append(micro.number)
+            self._waiting.extend(self._next_texts(micro.request, 1))
+
+    @staticmethod
+    def _next_texts(request: Request, count: int) -> list[Micro]:
+        """So many that have not begun, where there are any."""
+        return [request.later.popleft() for _ in range(min(count, len(request.later)))]
 
     def _answer(self, request: Request, output: ModelOutput) -> None:
         answer = request.answer
@@ -484,7 +499,10 @@ class Pipelined:
                 stages, self._transport.num_devices, plan.codec, micro_batch=plan.micro_batch, narrowest=plan.narrowest
             )
             try:  # cut elsewhere, more may travel at once
-                self._lateness.check_size(request.plan, min(plan.micro_batch, request.batch), request.num_tokens)
+                size = min(plan.micro_batch, request.batch)
+                self._lateness.check_size(
+                    request.plan, size, request.num_tokens, is_text=request.answer is None
+                )  # fmt: skip
             except InputError as error:
                 self._refuse(request, error)
 

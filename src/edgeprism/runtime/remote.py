@@ -26,12 +26,13 @@ from edgeprism.runtime.announce import announced
 from edgeprism.runtime.cluster import Cluster
 from edgeprism.runtime.cluster_file import ClusterFile, own_keys
 from edgeprism.runtime.cluster_key import of_members
-from edgeprism.runtime.holders import load_within_memory
+from edgeprism.runtime.holders import check_memory, load_within_memory
 from edgeprism.runtime.messages import Introduction, LoadOrder
 from edgeprism.runtime.piece_weights import PieceWeights
 from edgeprism.runtime.service import GlooService, Service
 from edgeprism.runtime.weights import WeightCache
 from edgeprism.runtime.worker import Fetch, Worker
+from edgeprism.specs.model import ModelSpec
 from edgeprism.wire.frame import NO_RANK
 from edgeprism.wire.gloo import GlooTransport
 from edgeprism.wire.keys import Peer
@@ -121,16 +122,21 @@ def load_order(
     order: LoadOrder, fetch: Fetch, roots: Sequence[Path], cache: WeightCache, device: torch.device
 ) -> Model:
     """The model of an order: this device's own copy if it is the same, one that was sent before, or one sent now."""
+    if order.dtype not in DTYPES:
+        raise ModelFilesError(f"dtype {order.dtype!r} is unknown here; run the same edgeprism on both devices")
+    dtype = DTYPES[order.dtype]
     directory = find_model(order.model, order.fingerprint, roots) or cache.find(order.fingerprint)
     if directory is None and order.pieces is not None:
-        directory = PieceWeights(cache, order.fingerprint, order.pieces, fetch.ask, fetch.next_chunk).directory()
+
+        def check(place: Path) -> None:
+            check_memory(ModelSpec.from_directory(place), dtype, device, order.pieces)
+
+        directory = PieceWeights(cache, order.fingerprint, order.pieces, fetch.ask, fetch.next_chunk, check).directory()
     if directory is None:
         log.warning("has no such model as the coordinator's %s: asks for it", order.model)
         directory = cache.fetch(order.fingerprint, fetch.ask, fetch.next_chunk)
         log.warning("has it now, and loads it")
-    if order.dtype not in DTYPES:
-        raise ModelFilesError(f"dtype {order.dtype!r} is unknown here; run the same edgeprism on both devices")
-    return load_within_memory(str(directory), DTYPES[order.dtype], device, order.pieces)
+    return load_within_memory(str(directory), dtype, device, order.pieces)
 
 
 def find_model(name: str, wanted: str, roots: Sequence[Path]) -> Path | None:

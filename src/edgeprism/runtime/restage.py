@@ -1,22 +1,29 @@
 """Which device has which stage of a pipeline now: as the plan says, and without those that are gone.
 
 Where everybody holds the whole model stages are cut anew in a moment. Where devices hold their own stage's pieces only,
-those that are left have to load others first.
+those that are left have to load others first, as far as they have the memory; devices that had no stage help out then.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from edgeprism.errors import PlanError
 from edgeprism.models.model import Model
+from edgeprism.planner.pipeline import Pipeline
+from edgeprism.planner.sets import what_lacks
+from edgeprism.planner.throughput import fastest
+from edgeprism.runtime.link_probe import free_bytes
+from edgeprism.runtime.machine import memory_available_bytes
 from edgeprism.runtime.membership import Membership
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan, Stage
-from edgeprism.strategies.pipeline.partition import check, even, piece_macs
-from edgeprism.wire.transport import COORDINATOR
+from edgeprism.strategies.pipeline.partition import check, even, piece_macs, piece_values, stage_weight_bytes
+from edgeprism.wire.transport import COORDINATOR, Transport
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +43,9 @@ Share = Callable[[tuple[Stage, ...]], None]
 class Restaging:
     """For device 0's thread."""
 
-    def __init__(self, model: Model, members: Membership, num_devices: int) -> None:
-        self._spec, self._members, self._num_devices = model.spec, members, num_devices
+    def __init__(self, model: Model, members: Membership, transport: Transport) -> None:
+        self._model, self._spec, self._members = model, model.spec, members
+        self._transport, self._num_devices = transport, transport.num_devices
         self._share: Share | None = None
         self._ordered_s = 0.0  # when devices were last told what to load
         self._held: tuple[Stage, ...] = ()
@@ -141,20 +149,67 @@ class Restaging:
             self._share(stages)
         except Exception as exc:  # also what torch says where memory ends in the middle
             self._held = ()  # nobody knows any more who holds what
-            others = "; ".join(f"device {device}: {why}" for device, why in self._members.absent().items())
-            why = f"the devices that are left cannot hold the model: device 0: {exc}{'; ' if others else ''}{others}"
+            why = f"the devices that are left cannot hold the model: device 0: {exc}{self._others()}"
             self._failed = devices, time.monotonic(), why
             raise PlanError(why) from exc
         self._held = stages
 
     def _for(self, wanted: Sequence[Stage], devices: Collection[int]) -> tuple[Stage, ...]:
-        """As wanted where all are there; else cut anew, each device's part in proportion to what it was to have."""
+        """As wanted where all are there; else cut anew, each device's part in proportion to what it was to have, as far
+        as memory allows."""
         if {stage.device for stage in wanted} == {*devices}:
             return tuple(wanted)
         macs = piece_macs(self._spec, self._spec.max_tokens)
         parts = {stage.device: float(sum(macs[stage.start : stage.stop])) for stage in wanted}
         used = [device for device in devices if parts.get(device)] or list(devices)
-        return even(macs, used, [parts.get(device) or 1.0 for device in used])
+        stages = even(macs, used, [parts.get(device) or 1.0 for device in used])
+        return stages if self._share is None else self._within_memory(stages, parts)
+
+    def _within_memory(self, stages: tuple[Stage, ...], parts: Mapping[int, float]) -> tuple[Stage, ...]:
+        """These, if the devices' memory allows them; else the best that it allows them, or them and others that answer
+        and had no part. PlanError where nobody can hold the model any more, with what lacks."""
+        free, why = self._free_bytes({stage.device for stage in stages}), ""
+        if all(self._weight_bytes(stage) <= free.get(stage.device, math.inf) for stage in stages):
+            return stages
+        used = [stage.device for stage in stages]
+        spare = sorted({*self._members.answering} - {*used} - self._backing_off())
+        for devices in [used, used + spare] if spare else [used]:
+            free = self._free_bytes(devices) if devices is not used else free
+            pipeline = self._pipeline(devices, [parts.get(device) or min(parts.values()) for device in devices], free)
+            try:
+                found = [stage for stage in fastest(pipeline) if stage.stop > stage.start]
+            except PlanError as exc:
+                why = what_lacks(pipeline, devices) or str(exc)
+                continue
+            return tuple(replace(stage, device=devices[stage.device]) for stage in found)
+        raise PlanError(f"the devices that are left cannot hold the model: {why}{self._others()}")
+
+    def _free_bytes(self, devices: Collection[int]) -> dict[int, float]:
+        """For weights, of those that say it."""
+        found = free_bytes(self._transport, [device for device in devices if device != COORDINATOR], {})
+        here = memory_available_bytes()
+        if here is not None and self._model.device.type == "cpu":
+            own = next((stage for stage in self._held if stage.device == COORDINATOR), None)
+            found[COORDINATOR] = here + (0.0 if own is None else self._weight_bytes(own))
+        return found
+
+    def _weight_bytes(self, stage: Stage) -> int:
+        return stage_weight_bytes(self._spec, stage.start, stage.stop, self._model.dtype.itemsize)
+
+    def _pipeline(self, devices: Sequence[int], speeds: Sequence[float], free: Mapping[int, float]) -> Pipeline:
+        """For the planner: how fast they are beside each other, and their memory; links that cost nothing."""
+        macs, count = piece_macs(self._spec, self._spec.max_tokens), len(devices)
+        nothing, at_once = ((0.0,) * count,) * count, ((math.inf,) * count,) * count
+        return Pipeline(
+            piece_s=tuple(tuple(one / speed for one in macs) for speed in speeds), cut_bytes=(0,) * (len(macs) + 1),
+            weight_bytes=tuple(self._model.dtype.itemsize * one for one in piece_values(self._spec)),
+            work_bytes=(0,) * len(macs), memory_bytes=tuple(free.get(device, math.inf) for device in devices),
+            latency_s=nothing, bytes_per_s=at_once,
+        )  # fmt: skip
+
+    def _others(self) -> str:
+        """Why devices are not among those that are left."""
+        return "".join(f"; device {device}: {why}" for device, why in self._members.absent().items())
 
     def _cut(self, ready: Sequence[int]) -> tuple[Stage, ...]:
         """By speed, for whatever length requests have: so stages stay as they are from one to the next."""

@@ -141,11 +141,13 @@ class Caches:
         self._texts: dict[int, KeyValueCache] = {}
 
     def of(self, epoch: int, stream: int, number: int, order: Handover) -> KeyValueCache | None:
-        """The one of a handover, made with a text's prompt; None where nothing is continued. Those of an earlier stream
-        are dropped."""
+        """The one of a handover, made with a text's prompt; None where nothing is continued. Those of an earlier
+        stream, and of texts that have ended, are dropped."""
         if (epoch, stream) != self._stream:
             self._stream = epoch, stream
             self._texts.clear()
+        for ended in order.ended:
+            self._texts.pop(ended, None)
         if not order.room:
             return None
         if not 0 < order.room <= MAX_TOKENS:
@@ -159,6 +161,10 @@ class Caches:
     def clear(self) -> None:
         """Frees them all."""
         self._texts.clear()
+
+    def __len__(self) -> int:
+        """Texts that are kept."""
+        return len(self._texts)
 
 
 class Widths:

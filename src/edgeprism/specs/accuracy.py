@@ -100,14 +100,17 @@ class AccuracyRecord:
     def points_lost(self) -> float:
         """Points of a hundred that the codec costs the inputs that it was used on; of a perplexity, per cent that it
         rises. Those that one device answered lose nothing, so the others lose that much more."""
-        lost = 100 * (self.value / self.exact - 1) if self.metric in LOWER_IS_BETTER else -100 * self.difference
-        return lost * self.num_inputs / max(1, self.num_inputs - self.num_alone)
+        return self._points(self.difference)
 
     @property
-    def uncertainty(self) -> float:
-        """Half of the 95 % interval, in the units of ``points_lost``."""
-        scale = 100 / self.exact if self.metric in LOWER_IS_BETTER else 100
-        return scale * (self.high - self.low) / 2 * self.num_inputs / max(1, self.num_inputs - self.num_alone)
+    def interval(self) -> tuple[float, float]:
+        """The ends of its 95 % interval, the smaller loss first."""
+        low, high = sorted(map(self._points, (self.low, self.high)))
+        return low, high
+
+    def _points(self, difference: float) -> float:
+        points = 100 * difference / self.exact if self.metric in LOWER_IS_BETTER else -100 * difference
+        return points * self.num_inputs / max(1, self.num_inputs - self.num_alone)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values that ``from_json`` reads back; ``num_devices`` is for readers."""
@@ -195,10 +198,10 @@ class AccuracyFile:
         metric: str | None = None,
         max_uncertainty: float = math.inf,
     ) -> float | None:
-        """Points of a hundred that this way of running the model costs: the most of what was measured to within
-        ``max_uncertainty``.
+        """Points of a hundred that this way of running the model costs: the most of what was measured. What is not
+        known to within ``max_uncertainty`` (half of its interval) counts as what it costs at least.
 
-        0 for an exact codec. None where nothing was: then nobody knows, and a budget is not kept.
+        0 for an exact codec. None where nothing is known so well: then nobody knows, and a budget is not kept.
         """
         if codec.is_exact:
             return 0.0
@@ -212,8 +215,14 @@ class AccuracyFile:
             dataset=dataset,
             metric=metric,
         )
-        known = (record.points_lost for record in found if record.uncertainty <= max_uncertainty)
-        return max(known, default=None)
+        known, at_least = list[float](), list[float]()
+        for record in found:
+            least, most = record.interval
+            if (most - least) / 2 <= max_uncertainty:
+                known.append(record.points_lost)
+            else:
+                at_least.append(least)
+        return max(known + at_least) if known else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values that ``from_json`` reads back."""

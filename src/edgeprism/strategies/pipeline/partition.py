@@ -14,6 +14,8 @@ from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
 
 ROTARY = ("llama", "qwen2")  # families without a table of positions
+TEXTS_A_STAGE = 2
+"""Texts in flight for each stage, so that none waits; every stage keeps keys and values of all in flight."""
 OUTPUT_BYTES = 4  # of one number of an output, in float32
 
 
