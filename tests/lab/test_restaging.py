@@ -19,8 +19,7 @@ from edgeprism.lab.namespaces import require_root
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
 MEMORY_MB = (520, 1100, 700)
-"""A worker is some 280 MB: room for 240, 820 and 420 MB of 560 MB of weights. Halves are too much for device 0, and what
-the last two hold is too much for it alone."""
+"""A worker is some 280 MB: room for 240, 820 and 420 MB of 560 MB of weights. Half of them is too much for device 0."""
 ON_DEVICE_0 = """
 import json, sys, time
 import torch

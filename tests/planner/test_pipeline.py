@@ -96,8 +96,8 @@ def test_a_device_without_pieces_does_not_end_a_pipeline() -> None:
 
 
 def test_outputs_are_not_handed_to_a_relay() -> None:
-    """The fast device has a slow link home, and a fast one by way of another: what runs cannot use that for outputs, and
-    the planner does not count on it."""
+    """The fast device has a slow link home, and a fast one by way of another: what runs cannot use that for outputs,
+    and the planner does not count on it."""
     slow = 1.0
     pipeline = Pipeline(
         piece_s=((3.0,) * 4, (0.1,) * 4, (9.0,) * 4),

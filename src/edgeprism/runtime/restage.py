@@ -171,11 +171,11 @@ class Restaging:
         free, why = self._free_bytes({stage.device for stage in stages}), ""
         if all(self._weight_bytes(stage) <= free.get(stage.device, math.inf) for stage in stages):
             return stages
-        used = [stage.device for stage in stages]
+        used, least = [stage.device for stage in stages], min(part for part in parts.values() if part)
         spare = sorted({*self._members.answering} - {*used} - self._backing_off())
         for devices in [used, used + spare] if spare else [used]:
             free = self._free_bytes(devices) if devices is not used else free
-            pipeline = self._pipeline(devices, [parts.get(device) or min(parts.values()) for device in devices], free)
+            pipeline = self._pipeline(devices, [parts.get(device) or least for device in devices], free)
             try:
                 found = [stage for stage in fastest(pipeline) if stage.stop > stage.start]
             except PlanError as exc:
