@@ -173,6 +173,8 @@ class Restaging:
             return stages
         used, least = [stage.device for stage in stages], min(part for part in parts.values() if part)
         spare = sorted({*self._members.answering} - {*used} - self._backing_off())
+        if self._held and {stage.device for stage in self._held} <= {*used, *spare}:
+            return self._held  # loaded as it is: what is free changes from moment to moment
         for devices in [used, used + spare] if spare else [used]:
             free = self._free_bytes(devices) if devices is not used else free
             pipeline = self._pipeline(devices, [parts.get(device) or least for device in devices], free)
