@@ -88,7 +88,7 @@ class Pipeline:
         return self.latency_s[sender][receiver] + self.cut_bytes[cut] / self.bytes_per_s[sender][receiver]
 
     def stage_bytes(self, stage: Stage) -> int:
-        """Memory that a stage takes: weights, work, its two queues, and what it takes from one and puts in the other."""
+        """Memory that a stage takes: weights, work, two queues, and what it takes from one and puts into the other."""
         pieces = slice(stage.start, stage.stop)
         queues = (self.queue_length + 1) * (self.cut_bytes[stage.start] + self.cut_bytes[stage.stop])
         return sum(self.weight_bytes[pieces]) + max(self.work_bytes[pieces], default=0) + queues
