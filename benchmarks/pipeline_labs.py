@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import statistics
 import sys
@@ -47,9 +48,11 @@ class Devices:
     rate_mbit: float = 400.0
     """What a tenth of a core can still take in, four frames at a time."""
     memory_mb: int | None = None
+    is_paired: bool = False
+    """Two neighbours on a core, the next two on the other: so no core has all the heavy stages, which alternate."""
 
 
-TENTHS = Devices(speeds=(0.1,) * 16)
+TENTHS = Devices(speeds=(0.1,) * 16, is_paired=True)
 LAB_CASES: dict[str, dict[str, Any]] = {
     "sixteen": {"devices": TENTHS, "models": ["vit-large", "bert-large", "vit-huge"], "requests": 48, "alone": True},
     "four": {"devices": Devices(speeds=(0.1,) * 4), "models": ["vit-huge"], "requests": 14, "alone": False},
@@ -242,11 +245,12 @@ class _Lab:
         self._lab.__exit__(*failure)
 
     def _started(self) -> Lab:
+        cores = sorted(os.sched_getaffinity(0))
         lab = Lab(
             [
                 LabDevice(
                     name=f"device{i}", rate_mbit=self._devices.rate_mbit, speed=speed,
-                    memory_mb=self._devices.memory_mb,
+                    memory_mb=self._devices.memory_mb, core=cores[i // 2 % 2] if self._devices.is_paired else None,
                 )
                 for i, speed in enumerate(self._devices.speeds)
             ]
