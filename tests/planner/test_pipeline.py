@@ -35,7 +35,8 @@ def test_nothing_is_better(first: int) -> None:
             stages = search(pipeline)
             pipeline.check(stages)
             assert measure(stages) == pytest.approx(best_s, rel=1e-9), seed
-            Plan.pipeline(pipeline.runnable(stages), pipeline.num_devices)  # PlanError for what cannot be run
+            if pipeline.home == 0:  # as in all that runs
+                Plan.pipeline(pipeline.runnable(stages), pipeline.num_devices)  # PlanError for what cannot be run
             assert measure(pipeline.runnable(stages)) <= best_s * (1 + 1e-9), seed
     assert num_feasible > 50
 
