@@ -51,6 +51,11 @@ class Devices:
     is_paired: bool = False
     """Two neighbours on a core, the next two on the other: so no core has all the heavy stages, which alternate."""
 
+    @property
+    def by_speed(self) -> tuple[float, ...]:
+        """Seconds of what takes a whole core one."""
+        return tuple(1 / speed for speed in self.speeds)
+
 
 TENTHS = Devices(speeds=(0.1,) * 16, is_paired=True)
 LAB_CASES: dict[str, dict[str, Any]] = {
@@ -117,13 +122,13 @@ def _over(pipeline: Pipeline, stages: Stages, best_s: float) -> float | None:
     return round(pipeline.period_s(stages) / best_s, 3)
 
 
-def pipeline_on(devices: Devices, model: ModelSpec, one_core_s: float) -> Pipeline:
-    """What the planner is told of emulated devices; ``one_core_s``: of one sample on a whole core."""
+def pipeline_on(devices: Devices, model: ModelSpec, sample_s: Sequence[float]) -> Pipeline:
+    """What the planner is told of emulated devices; ``sample_s``: of one sample on each."""
     num_tokens = model.max_tokens if model.is_vision else TEXT_TOKENS
     macs, count = piece_macs(model, num_tokens), len(devices.speeds)
     rate = devices.rate_mbit * 1e6 / 8
     return Pipeline(
-        piece_s=tuple(tuple(one_core_s / speed * one / sum(macs) for one in macs) for speed in devices.speeds),
+        piece_s=tuple(tuple(whole_s * one / sum(macs) for one in macs) for whole_s in sample_s),
         cut_bytes=cut_bytes(model, EXACT, num_tokens=num_tokens, batch=1, element_bytes=4),
         weight_bytes=tuple(4 * values for values in piece_values(model)),
         work_bytes=(0,) * num_pieces(model),
@@ -145,7 +150,7 @@ def on_lab(
         for name in ["tiny"] if is_small else [name for name in given["models"] if name in (only or given["models"])]:
             directory = make_model(folder, name)
             spec = ModelSpec.from_directory(Path(directory))
-            stages = fastest(pipeline_on(devices, spec, 1.0))
+            stages = fastest(pipeline_on(devices, spec, devices.by_speed))
             order = {"model": directory, "stages": {"best": _text(stages)}, "requests": given["requests"]}
             figures[name] = lab.run({**order, "requests": 6} if is_small else order, is_alone=given["alone"])
     return figures
@@ -156,7 +161,7 @@ def unequal(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]:
     devices = SMALL if is_small else UNEQUAL
     directory = make_model(folder, "tiny" if is_small else "vit-large")
     spec = ModelSpec.from_directory(Path(directory))
-    pipeline = pipeline_on(devices, spec, 1.0)
+    pipeline = pipeline_on(devices, spec, devices.by_speed)
     partitions = {"best": fastest(pipeline)}
     partitions |= {name: make(pipeline, range(pipeline.num_devices)) for name, make in BASELINES.items()}
     with _Lab(devices, folder, is_checked=not is_small) as lab:
@@ -173,30 +178,33 @@ def unequal(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]:
 
 
 def clusters(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]:
-    """Measured period over the simulated one, for clusters of two to four devices at several rates. One that the lab's
-    own check refuses each time is told, and left out."""
+    """Measured period over the simulated one, for clusters of two to four devices at several rates. What a device takes
+    for a sample is measured while all compute whole ones (`replica`), since cores of one machine slow each other. One
+    that the lab's own check refuses each time is told, and left out."""
     rows, refused = [], []
     directory = make_model(folder, "tiny" if is_small else "vit-base")
     spec = ModelSpec.from_directory(Path(directory))
     for number in range(1 if is_small else NUM_CLUSTERS):
         devices = SMALL if is_small else _some_devices(number)
-        pipeline = pipeline_on(devices, spec, 1.0)
+        pipeline = pipeline_on(devices, spec, devices.by_speed)
         rng = random.Random(100 + number)
         stages = BASELINES[rng.choice(list(BASELINES))](pipeline, range(pipeline.num_devices))
-        order = {"model": directory, "stages": {"one": _text(stages)}, "requests": 6 if is_small else CLUSTER_REQUESTS}
+        plans = {"replica": None, "pipeline": _text(stages)}
+        order = {"model": directory, "stages": plans, "requests": 6 if is_small else CLUSTER_REQUESTS}
         try:
-            with _Lab(devices, folder, is_checked=not is_small) as lab:
-                found = lab.run(order, is_alone=True)
+            with _Lab(devices, folder, is_checked=not is_small, models=Path(directory).parent) as lab:
+                streams = lab.run(order, is_alone=False)["streams"]
         except LabError:
             refused.append({"speeds": devices.speeds, "rate_mbit": devices.rate_mbit})
             continue
-        told = pipeline_on(devices, spec, found["one_device_s"] * devices.speeds[0])
-        simulated_s = simulate(told, stages, CLUSTER_REQUESTS).period_s
+        sample_s = [streams["replica"]["compute_s"][str(device)] for device in range(len(devices.speeds))]
+        simulated_s = simulate(pipeline_on(devices, spec, sample_s), stages, CLUSTER_REQUESTS).period_s
+        measured_s = streams["pipeline"]["period_s"]
         rows.append(
             {
-                "speeds": devices.speeds, "rate_mbit": devices.rate_mbit, "stages": _text(stages),
-                "measured_s": found["streams"]["one"]["period_s"], "simulated_s": simulated_s,
-                "ratio": found["streams"]["one"]["period_s"] / simulated_s,
+                "speeds": devices.speeds, "rate_mbit": devices.rate_mbit, "stages": _text(stages), "sample_s": sample_s,
+                "measured_s": measured_s, "simulated_s": simulated_s, "ratio": measured_s / simulated_s,
+                "streams": streams,
             }
         )  # fmt: skip
         print(json.dumps(rows[-1]), file=sys.stderr)
@@ -224,8 +232,8 @@ def _some_devices(number: int) -> Devices:
 class _Lab:
     """A lab with workers, and orders for its device 0. LabError where its own check refuses it each time."""
 
-    def __init__(self, devices: Devices, folder: Path, *, is_checked: bool) -> None:
-        self._devices, self._is_checked = devices, is_checked
+    def __init__(self, devices: Devices, folder: Path, *, is_checked: bool, models: Path | None = None) -> None:
+        self._devices, self._is_checked, self._models = devices, is_checked, models
         self._folder = Path(tempfile.mkdtemp(dir=folder))
         self.report: dict[str, Any] | None = None
 
@@ -262,7 +270,7 @@ class _Lab:
                 self.report = report.to_json()
                 report.require()
             self._cluster = lab.write_cluster(self._folder)
-            lab.start_workers(self._folder)
+            lab.start_workers(self._folder, self._models)
             stack.pop_all()  # it stays up
         return lab
 
@@ -281,8 +289,8 @@ def _text(stages: Stages) -> str:
 
 
 def on_device(order: dict[str, Any]) -> dict[str, Any]:
-    """Device 0 of the lab: streams of single samples through stages, each on devices that hold their own only; and
-    through this device alone."""
+    """Device 0 of the lab: streams of single samples through stages, each on devices that hold their own only, or over
+    devices that all hold the whole model (no stages); and through this device alone."""
     import torch
 
     import edgeprism
@@ -293,7 +301,8 @@ def on_device(order: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"streams": {}}
     with edgeprism.Cluster.from_file(order["cluster"], require_all=True) as cluster:
         for name, text in order["stages"].items():
-            plan = Plan.pipeline(parse_stages(text), cluster.num_devices)
+            num = cluster.num_devices
+            plan = Plan.even("replica", num) if text is None else Plan.pipeline(parse_stages(text), num)
             began_s = time.monotonic()
             with edgeprism.load(order["model"], cluster=cluster, plan=plan, max_pending=1000) as engine:
                 loaded_s = time.monotonic() - began_s
@@ -329,15 +338,15 @@ def _stream(engine: Any, inputs: dict[str, Any], order: dict[str, Any], plan: Pl
         print(f"\r{number + 1}/{len(answers)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     traces = [answer.trace for answer in answers]
+    parts = [part for trace in traces for part in trace.devices]
     first = min(len(plan.stages), len(done_s) // 3)  # the last ones are not slower, while stages before drain
     return {
         "period_s": (done_s[-1] - done_s[first]) / (len(done_s) - 1 - first),
         "failures": sorted({text for trace in traces for text in trace.failures}),
         "compute_s": {
-            str(part.device): statistics.median(
-                one.compute_s for trace in traces for one in trace.devices if one.device == part.device
-            )
-            for part in traces[-1].devices
+            str(device): statistics.median(compute_s)
+            for device in range(len(plan.shares))
+            if (compute_s := [part.compute_s for part in parts if part.device == device and part.compute_s])
         },
     }
 

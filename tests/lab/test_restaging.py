@@ -66,7 +66,9 @@ def test_stages_go_where_there_is_memory_and_then_nowhere(tmp_path: Path) -> Non
         wanted = model(input_ids=torch.arange(60).reshape(2, 30)).logits
     model.save_pretrained(tmp_path / "model")
     del model
-    devices = [LabDevice(name=f"device{index}", memory_mb=limit) for index, limit in enumerate(MEMORY_MB)]
+    devices = [
+        LabDevice(name=f"device{index}", rate_mbit=1000.0, memory_mb=limit) for index, limit in enumerate(MEMORY_MB)
+    ]
     with Lab(devices, share_cores=True) as lab:
         cluster = lab.write_cluster(tmp_path)
         _, *workers = [None, *lab.start_workers(tmp_path)]

@@ -40,8 +40,9 @@ def write_cluster(directory: Path, devices: Sequence[tuple[str, str]]) -> Path:
     return path
 
 
-def start_workers(lab: Lab, directory: Path) -> list[subprocess.Popen[Any]]:
-    """A worker on each device but the first, each with a cache of its own; returns when all listen."""
+def start_workers(lab: Lab, directory: Path, models: Path | None = None) -> list[subprocess.Popen[Any]]:
+    """A worker on each device but the first, each with a cache of its own, and with the models that lie in ``models``;
+    returns when all listen."""
     names = [device.name for device in lab.devices]
     coordinator = read_key_file(directory / f"{names[0]}.secret").public
     paths = [_SOURCE, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -51,6 +52,7 @@ def start_workers(lab: Lab, directory: Path) -> list[subprocess.Popen[Any]]:
         words = [sys.executable, "-m", "edgeprism", "worker", "--listen", f"{lab.address(index)}:{PORT}"]
         words += ["--key", str(directory / f"{name}.secret"), f"--coordinator={coordinator}", "--threads", "1"]
         words += ["--cache", str(directory / f"{name}-cache")]
+        words += [] if models is None else ["--models", str(models)]
         with _log(directory, name).open("wb") as log:
             worker = lab.popen(
                 index,

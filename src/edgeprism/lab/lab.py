@@ -147,10 +147,11 @@ class Lab:
         """Keys, and a cluster file with the addresses of the lab, device 0 the coordinator."""
         return write_cluster(directory, [(each.name, self.address(i)) for i, each in enumerate(self._state.devices)])
 
-    def start_workers(self, directory: Path) -> list[subprocess.Popen[Any]]:
-        """A worker on every device but the first, with the keys of ``write_cluster``; returns when they listen. Their
-        words are in NAME.log there. LabError with them when one does not come up."""
-        return start_workers(self, directory)
+    def start_workers(self, directory: Path, models: Path | None = None) -> list[subprocess.Popen[Any]]:
+        """A worker on every device but the first, with the keys of ``write_cluster``, and with the models that lie in
+        ``models``; returns when they listen. Their words are in NAME.log there. LabError with them when one does not
+        come up."""
+        return start_workers(self, directory, models)
 
     def bytes_to(self, index: int) -> int:
         """What has gone over the wire to a device so far, headers included."""
