@@ -149,6 +149,7 @@ def test_text_output_of_one_device(models: Path, capsys: pytest.CaptureFixture[s
         (("--plan", "pipeline", "--devices", "2", "--codec", "means:4"), "between stages travel"),
         (("--plan", "pipeline", "--devices", "2", "--micro-batch", "0"), "at least 1"),
         (("--devices", "2", "--stages", "0:0-48"), "belongs to --plan pipeline"),
+        (("--plan", "pipeline", "--devices", "2", "--stages", "0:0-24,5:24-48"), "device 5, and there are 2"),
         (("--plan", "fastest", "--devices", "2"), "unknown strategy 'fastest'"),
         (("--plan", "sequence", "--devices", "2", "--codec", "zip"), "unknown codec 'zip'"),
         (("--plan", "sequence", "--devices", "2", "--codec", "means:0.5"), "at least 1"),

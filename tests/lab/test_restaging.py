@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
 MEMORY_MB = (520, 1100, 700)
 """A worker is some 280 MB: room for 240, 820 and 420 MB of 560 MB of weights. Half of them is too much for device 0."""
 ON_DEVICE_0 = """
-import json, sys, time
+import itertools, json, sys, time
 import torch
 import edgeprism
 
@@ -34,7 +34,7 @@ def tell(**what):
 
 with edgeprism.Cluster.from_file(cluster, require_all=True) as devices:
     with edgeprism.load(model, cluster=devices, plan="pipeline") as engine:
-        for line in ["", *sys.stdin]:
+        for line in itertools.chain([""], sys.stdin):
             began_s = time.monotonic()
             try:
                 logits = engine(input_ids=ids).logits.tolist()
@@ -71,32 +71,32 @@ def test_stages_go_where_there_is_memory_and_then_nowhere(tmp_path: Path) -> Non
     ]
     with Lab(devices, share_cores=True) as lab:
         cluster = lab.write_cluster(tmp_path)
-        _, *workers = [None, *lab.start_workers(tmp_path)]
+        workers = lab.start_workers(tmp_path)
         argv = [sys.executable, "-c", ON_DEVICE_0, str(tmp_path / "model"), str(cluster)]
-        coordinator = lab.popen(0, argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with lab.popen(0, argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as coordinator:
 
-        def said() -> dict[str, Any]:
-            found: dict[str, Any] = json.loads(coordinator.stdout.readline())
-            return found
+            def said() -> dict[str, Any]:
+                found: dict[str, Any] = json.loads(coordinator.stdout.readline())
+                return found
 
-        def again() -> dict[str, Any]:
-            coordinator.stdin.write("\n")
-            coordinator.stdin.flush()
-            return said()
+            def again() -> dict[str, Any]:
+                coordinator.stdin.write("\n")
+                coordinator.stdin.flush()
+                return said()
 
-        first = said()
-        assert len(first["stages"]) == 3, first
-        workers[1].kill()
-        second = again()
-        assert "error" not in second, second
-        pieces = {int(text.split(":")[0]): text.split(":")[1].split("-") for text in second["stages"]}
-        num_held = {device: int(stop) - int(start) for device, (start, stop) in pieces.items()}
-        assert num_held.keys() == {0, 1} and 0 < num_held[0] < 20 and sum(num_held.values()) == 44, second
-        for one in (first, second):
-            torch.testing.assert_close(torch.tensor(one["logits"]), wanted, rtol=1e-4, atol=1e-4)
-        workers[0].kill()
-        for failed in (again(), again()):
-            assert failed["took_s"] < 5 and "cannot hold the model" in failed["error"], failed
-            assert "MB lack: device 0 has" in failed["error"] and "device 1: " in failed["error"], failed
-        coordinator.stdin.close()
-        assert coordinator.wait(30) == 0
+            first = said()
+            assert len(first["stages"]) == 3, first
+            workers[1].kill()
+            second = again()
+            assert "error" not in second, second
+            pieces = {int(text.split(":")[0]): text.split(":")[1].split("-") for text in second["stages"]}
+            num_held = {device: int(stop) - int(start) for device, (start, stop) in pieces.items()}
+            assert num_held.keys() == {0, 1} and 0 < num_held[0] < 20 and sum(num_held.values()) == 44, second
+            for one in (first, second):
+                torch.testing.assert_close(torch.tensor(one["logits"]), wanted, rtol=1e-4, atol=1e-4)
+            workers[0].kill()
+            for failed in (again(), again()):
+                assert failed["took_s"] < 5 and "cannot hold the model" in failed["error"], failed
+                assert "MB lack: device 0 has" in failed["error"] and "device 1: " in failed["error"], failed
+            coordinator.stdin.close()
+            assert coordinator.wait(30) == 0

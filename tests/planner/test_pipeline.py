@@ -96,6 +96,31 @@ def test_a_device_without_pieces_does_not_end_a_pipeline() -> None:
         assert quickest(pipeline) == (Stage(device=1, start=0, stop=8),)
 
 
+@pytest.mark.parametrize("piece_s", [((0.0,) * 4,) * 2, ((1.0,) * 4, (1e9, 0.1, 0.1, 0.1))])
+def test_sums_that_round(piece_s: tuple[tuple[float, ...], ...]) -> None:
+    """Nothing to compute at all; and seconds that a sum with 1e9 of them swallows."""
+    pipeline = Pipeline(
+        piece_s=piece_s,
+        cut_bytes=(1,) * 5,
+        weight_bytes=(1,) * 4,
+        work_bytes=(0,) * 4,
+        memory_bytes=(math.inf,) * 2,
+        latency_s=((0.0,) * 2,) * 2,
+        bytes_per_s=((math.inf,) * 2,) * 2,
+    )
+    assert pipeline.request_s(quickest(pipeline)) == pytest.approx(least(pipeline, pipeline.request_s), rel=1e-6)
+
+
+def test_who_has_the_last_stage_has_pieces() -> None:
+    """Or is at home: nobody else is handed outputs."""
+    pipeline = some(0)
+    last = next(device for device in range(pipeline.num_devices) if device != pipeline.home)
+    whole = Stage(device=pipeline.home, start=0, stop=pipeline.num_pieces)
+    pipeline = replace(pipeline, memory_bytes=(math.inf,) * pipeline.num_devices)
+    with pytest.raises(PlanError, match="nobody hands it outputs"):
+        pipeline.check([whole, Stage(device=last, start=pipeline.num_pieces, stop=pipeline.num_pieces)])
+
+
 def test_outputs_are_not_handed_to_a_relay() -> None:
     """The fast device has a slow link home, and a fast one by way of another: what runs cannot use that for outputs,
     and the planner does not count on it."""

@@ -21,8 +21,6 @@ from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.plan import Plan, parse_shares
 from edgeprism.strategies.registry import count
 
-DEFAULT_TEXT_TOKENS = 128
-
 _COLUMNS = ("device", "samples", "tokens", "key rows", "GFLOP", "sent")
 
 
@@ -154,7 +152,7 @@ def _num_tokens(length: int | None, model: ModelSpec, directory: Path, notes: li
         return length
     if model.fixed_tokens is not None:
         return (tokens_of_pictures(directory, model) if model.resizes_images else None) or model.fixed_tokens
-    assumed = min(model.max_tokens, DEFAULT_TEXT_TOKENS)
+    assumed = model.usual_tokens
     notes.append(f"assumed --length {assumed}; {model.architecture} takes up to {model.max_tokens} tokens")
     return assumed
 

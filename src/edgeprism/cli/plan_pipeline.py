@@ -29,7 +29,7 @@ def plan_pipeline(
     or cut where the work is even where there is none. PlanError for what cannot be."""
     if found is None:
         num_devices = args.devices or (args.shares.count(",") + 1 if args.shares else 0)
-        if args.stages:
+        if args.stages and not args.devices:
             num_devices = max(num_devices, *(stage.device + 1 for stage in parse_stages(args.stages)))
         if not num_devices:
             raise PlanError(

@@ -137,6 +137,8 @@ class Pipeline:
                     f"device {stage.device} lacks {needed - there:.0f} bytes: pieces {stage.start} to {stage.stop} "
                     f"take {needed}, and it has {there:.0f}"
                 )
+        if stages and stages[-1].start == stages[-1].stop and stages[-1].device != self.home:
+            raise PlanError(f"device {stages[-1].device} has the last stage and no pieces: nobody hands it outputs")
         if at != self.num_pieces:
             raise PlanError(f"the stages end at piece {at}, and the model has {self.num_pieces}")
         devices = [stage.device for stage in stages]

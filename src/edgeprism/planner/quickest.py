@@ -71,8 +71,10 @@ class _Quickest:
         """See ``quickest``."""
         home, every = self._pipeline.home, np.arange(2**self._devices, dtype=np.int64)
         size_of = sum((every >> device & 1 for device in range(self._devices)), np.zeros_like(every))
-        best_s, best = self._some_s() * (1 + 1e-9), (0, 0)
+        good = self._good()
+        best_s = self._pipeline.request_s(good) * (1 + 1e-9)
         before_s: dict[int, Times] = {}
+        best: tuple[int, int] | None = None  # a set, and its last device
         for size in range(1, self._devices + 1):
             now_s: dict[int, Times] = {}
             for device in range(self._devices):
@@ -82,17 +84,19 @@ class _Quickest:
                 if end_s.min() < best_s:
                     best_s, best = float(end_s.min()), (int(sets[end_s.argmin()]), device)
                 found_s[found_s + self._rest_s >= best_s] = np.inf  # what is left takes too long on any devices
-                is_kept = np.isfinite(found_s).any(axis=1) | ((sets == best[0]) & (device == best[1]))
+                is_kept = np.isfinite(found_s).any(axis=1)
+                if best is not None and best[1] == device:
+                    is_kept |= sets == best[0]
                 self._row[device, sets[is_kept]] = np.arange(is_kept.sum())
                 self._parents[size, device] = parents[is_kept]
                 now_s[device] = found_s[is_kept]
             before_s = now_s
             if not any(np.isfinite(found_s).any() for found_s in before_s.values()):
                 break
-        return self._trace(*best, size_of)
+        return good if best is None else self._trace(*best, size_of)
 
-    def _some_s(self) -> float:
-        """What some good partitions take: what cannot beat them need not be looked at. PlanError where nothing fits."""
+    def _good(self) -> tuple[Stage, ...]:
+        """The best of some good partitions: what cannot beat it need not be looked at. PlanError where nothing fits."""
         pipeline = self._pipeline
         found = [fastest_on_own_links(replace(pipeline, has_one_medium=False))]
         by_speed = sorted(range(self._devices), key=lambda device: sum(pipeline.piece_s[device]))
@@ -107,7 +111,7 @@ class _Quickest:
                         break
             if at == self._cuts - 1:
                 found.append(tuple(stages))
-        return min(map(pipeline.request_s, found))
+        return min(found, key=pipeline.request_s)
 
     def _ending_with(self, device: int, sets: Numbers, before_s: dict[int, Times]) -> tuple[Times, Parents]:
         """When each set can have computed up to each cut, this device being last: (sets, cuts)."""

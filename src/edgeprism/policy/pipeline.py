@@ -16,9 +16,8 @@ from edgeprism.specs.plan import Plan
 from edgeprism.strategies.pipeline.partition import (
     TEXTS_A_STAGE,
     cut_bytes,
-    piece_cache_bytes,
+    kept_bytes,
     piece_macs,
-    piece_values,
     work_bytes,
 )
 
@@ -47,12 +46,7 @@ def pipeline_of(
     return Pipeline(
         piece_s=tuple(tuple(total_s * part / sum(macs) for part in macs) for total_s in seconds),
         cut_bytes=cut_bytes(model, codec, num_tokens=num_tokens, batch=micro_batch, element_bytes=element_bytes),
-        weight_bytes=tuple(
-            element_bytes * count + num_texts * cache
-            for count, cache in zip(
-                piece_values(model), piece_cache_bytes(model, num_tokens, element_bytes), strict=True
-            )
-        ),
+        weight_bytes=kept_bytes(model, num_tokens, element_bytes, num_texts),
         work_bytes=(work_bytes(model, num_tokens, micro_batch, element_bytes),) * len(macs),
         memory_bytes=tuple(limits.get(device, NOTHING) for device in devices),
         latency_s=latency_s,

@@ -22,7 +22,7 @@ from edgeprism.policy.network import Network
 from edgeprism.policy.pipeline import link_matrices
 from edgeprism.profiler.fit import link_costs
 from edgeprism.runtime.link_probe import ask, free_bytes, measure_link
-from edgeprism.runtime.machine import memory_available_bytes
+from edgeprism.runtime.machine import MEMORY_PART, memory_available_bytes
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Introduction
 from edgeprism.runtime.speed import speed_of_products
@@ -33,10 +33,9 @@ from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.pipeline.partition import (
     TEXTS_A_STAGE,
     cut_bytes,
+    kept_bytes,
     num_pieces,
-    piece_cache_bytes,
     piece_macs,
-    piece_values,
     stage_weight_bytes,
     work_bytes,
 )
@@ -46,9 +45,6 @@ log = logging.getLogger(__name__)
 
 WORTH_IT = 1.05
 """How many times as many samples a second a pipeline must promise, where the other devices could do without."""
-MEMORY_PART = 0.85
-"""Of what is free, for a stage: what an allocator keeps and libraries take was not counted."""
-TEXT_TOKENS = 128
 ANSWER_S, SPEED_TIMEOUT_S = 5.0, 10.0
 MAX_SPEED_RATIO = 1000.0  # of a device that may be believed to this one
 
@@ -145,7 +141,7 @@ def _pays(pipeline: Pipeline, stages: Sequence[Stage], holds: Sequence[bool]) ->
 
 def _pipeline(model: ModelSpec, devices: Sequence[_Device], element_bytes: int) -> Pipeline:
     """Of single samples, which for texts are short ones."""
-    num_tokens = model.max_tokens if model.is_vision else min(TEXT_TOKENS, model.max_tokens)
+    num_tokens = model.usual_tokens
     macs, num = piece_macs(model, num_tokens), num_pieces(model)
     network = Network(
         links=tuple(
@@ -154,14 +150,10 @@ def _pipeline(model: ModelSpec, devices: Sequence[_Device], element_bytes: int) 
     )  # fmt: skip
     latency_s, bytes_per_s = link_matrices(network, len(devices))
     num_texts = TEXTS_A_STAGE * len(devices)
-    cache_bytes = piece_cache_bytes(model, num_tokens, element_bytes)
     return Pipeline(
         piece_s=tuple(tuple(count / one.macs_per_s for count in macs) for one in devices),
         cut_bytes=cut_bytes(model, EXACT, num_tokens=num_tokens, batch=1, element_bytes=element_bytes),
-        weight_bytes=tuple(
-            element_bytes * count + num_texts * cache
-            for count, cache in zip(piece_values(model), cache_bytes, strict=True)
-        ),
+        weight_bytes=kept_bytes(model, num_tokens, element_bytes, num_texts),
         work_bytes=(work_bytes(model, num_tokens, 1, element_bytes),) * num,
         memory_bytes=tuple(MEMORY_PART * one.free_bytes for one in devices),
         latency_s=latency_s,

@@ -38,7 +38,6 @@ from edgeprism.specs.plan import STRATEGIES, Plan
 from edgeprism.strategies.pipeline.partition import check as check_stages
 from edgeprism.wire.transport import Transport
 
-EXAMPLE_TOKENS = 128
 MIN_WARMUPS, MAX_WARMUPS, SETTLED = 3, 10, 1.1
 
 _Given = TypeVar("_Given")
@@ -378,5 +377,5 @@ class Engine:
         """One sample of the size that the configuration names."""
         spec = self.spec
         if not spec.is_vision:
-            return {"input_ids": torch.zeros(1, min(EXAMPLE_TOKENS, spec.max_tokens), dtype=torch.int64)}
+            return {"input_ids": torch.zeros(1, spec.usual_tokens, dtype=torch.int64)}
         return {"pixel_values": torch.zeros(1, spec.num_channels, *self.image_size)}

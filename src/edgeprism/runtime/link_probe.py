@@ -60,7 +60,8 @@ def free_bytes(transport: Transport, devices: Sequence[int], absent: dict[int, s
         except PeerError as exc:
             absent[device] = str(exc)
             continue
-        free = facts.get("cuda_available_bytes") if facts.get("has_cuda") else facts.get("memory_available_bytes")
+        uses_cuda = facts.get("has_cuda") and facts.get("computes_on") != "cpu"
+        free = facts.get("cuda_available_bytes" if uses_cuda else "memory_available_bytes")
         held = facts.get("model_bytes")
         if not _is_count(free) or not _is_count(held):
             absent[device] = "it does not say what memory it has"

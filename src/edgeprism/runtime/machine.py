@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+MEMORY_PART = 0.85
+"""Of what is free, for a stage: what an allocator keeps and libraries take was not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

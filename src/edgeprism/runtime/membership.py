@@ -13,13 +13,14 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from edgeprism.errors import FrameError, PeerError, PeerFault, PeerTimeout
 from edgeprism.runtime.messages import Introduction, LoadOrder, linked_ranks
 from edgeprism.runtime.weights import WeightFiles
 from edgeprism.wire.frame import Buffer, Frame, Kind
-from edgeprism.wire.transport import Transport
+from edgeprism.wire.transport import COORDINATOR, Transport
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger("edgeprism.progress")
@@ -170,6 +171,13 @@ class Membership:
         self._told_at.clear()
         self._answered.clear()
         self._tell_new_epoch()
+
+    def end_texts(self, devices: Collection[int]) -> None:
+        """Tells these that no text is continued any more: they need not keep keys and values."""
+        for peer in {*devices} & self._transport.connected() - {COORDINATOR}:
+            with suppress(PeerError):  # who is gone keeps nothing
+                meta = {"order": self._order_number, "texts_ended": True}
+                self._transport.send(peer, Kind.EPOCH, epoch=self.epoch, meta=meta)
 
     def recover(self, exc: PeerError, devices: Collection[int]) -> tuple[str, ...]:
         """After a failure among ``devices``: a new epoch, and those to blame are left out. Says in words what happened.

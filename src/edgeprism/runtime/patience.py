@@ -32,14 +32,18 @@ class Patience:
         self._num_timeouts: dict[Hashable, int] = {}  # since one was in time
         self._warm: set[Hashable] = set()
 
-    def timeout_s(self, kind: Hashable, *, of: Hashable, compute_s: float, num_bytes: int) -> float:
+    def timeout_s(self, kind: Hashable, *, of: Hashable, compute_s: float, num_bytes: float) -> float:
         """Seconds to wait for a request of ``kind``; ``compute_s`` and ``num_bytes`` are the counted work. ``of`` is
         who does it: what is new to them takes longer once."""
-        warm_up_s = 0.0 if of in self._warm else WARM_UP_S
-        expected_s = self._observed_s.get(kind, warm_up_s + compute_s + num_bytes / ASSUMED_LINK_BYTES_PER_S)
+        expected_s = self.expected_s(kind, of=of, compute_s=compute_s, num_bytes=num_bytes)
         num_doublings = self._num_timeouts.get(kind, 0) - (kind in self._observed_s)
         growth = min(2.0 ** max(0, num_doublings), MAX_GROWTH)
         return growth * max(self.floor_s, FACTOR * expected_s)
+
+    def expected_s(self, kind: Hashable, *, of: Hashable, compute_s: float, num_bytes: float) -> float:
+        """Seconds that a request of ``kind`` takes: as observed, else as counted."""
+        warm_up_s = 0.0 if of in self._warm else WARM_UP_S
+        return self._observed_s.get(kind, warm_up_s + compute_s + num_bytes / ASSUMED_LINK_BYTES_PER_S)
 
     def slack(self, kind: Hashable, *, of: Hashable) -> float | None:
         """How many times longer than usual a request of ``kind`` may take: the first of a kind takes longer, and of the

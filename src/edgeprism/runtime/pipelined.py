@@ -208,6 +208,8 @@ class Pipelined:
             self._refuse(request, InputError("given up"))
             self._leave_stream()
             raise
+        self._members.end_texts([stage.device for stage in self._now])
+        self._own.forget_texts()
         if request.error is not None:
             raise request.error
         return self._trace(request, began_s, 0.0)
@@ -498,10 +500,11 @@ class Pipelined:
             request.plan = Plan.pipeline(
                 stages, self._transport.num_devices, plan.codec, micro_batch=plan.micro_batch, narrowest=plan.narrowest
             )
-            try:  # cut elsewhere, more may travel at once
-                size = min(plan.micro_batch, request.batch)
+        for micro in micros:
+            request = micro.request
+            try:  # cut elsewhere, more may travel at once; and texts have become longer
                 self._lateness.check_size(
-                    request.plan, size, request.num_tokens, is_text=request.answer is None
+                    request.plan, micro.batch, micro.num_tokens, is_text=micro.text is not None
                 )  # fmt: skip
             except InputError as error:
                 self._refuse(request, error)

@@ -59,8 +59,8 @@ def serve_probe(
 
 
 def facts(computes_on: str = "", model_bytes: int = 0) -> dict[str, Any]:
-    """What another device is told about this one. ``computes_on``: the kind of hardware that has the model, of
-    ``model_bytes``."""
+    """What another device is told about this one. ``computes_on``: the kind of hardware that has the model, or
+    is to have one; ``model_bytes`` of it that are held."""
     torch = sys.modules.get("torch")  # a worker has it; nobody should wait for it here
     return {
         "versions": versions(),

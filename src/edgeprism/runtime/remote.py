@@ -98,7 +98,7 @@ def serve(
         def load(order: LoadOrder, fetch: Fetch) -> Model:
             return load_order(order, fetch, service.roots, cache, torch_device)
 
-        Worker(transport, load, ends=stop.is_set, stays=True).serve()
+        Worker(transport, load, ends=stop.is_set, stays=True, computes_on=torch_device.type).serve()
     log.warning("has ended")
 
 

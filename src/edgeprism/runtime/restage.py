@@ -18,11 +18,20 @@ from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.sets import what_lacks
 from edgeprism.planner.throughput import fastest
 from edgeprism.runtime.link_probe import free_bytes
-from edgeprism.runtime.machine import memory_available_bytes
+from edgeprism.runtime.machine import MEMORY_PART, memory_available_bytes
 from edgeprism.runtime.membership import Membership
-from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.plan import Plan, Stage
-from edgeprism.strategies.pipeline.partition import check, even, piece_macs, piece_values, stage_weight_bytes
+from edgeprism.strategies.pipeline.partition import (
+    TEXTS_A_STAGE,
+    check,
+    cut_bytes,
+    even,
+    kept_bytes,
+    piece_macs,
+    stage_weight_bytes,
+    work_bytes,
+)
 from edgeprism.wire.transport import COORDINATOR, Transport
 
 log = logging.getLogger(__name__)
@@ -50,6 +59,8 @@ class Restaging:
         self._ordered_s = 0.0  # when devices were last told what to load
         self._held: tuple[Stage, ...] = ()
         self._wanted: tuple[Stage, ...] = ()
+        self._offered: frozenset[int] = frozenset()  # the devices among which those that are held were chosen
+        self._micro_batch = 1  # the largest so far
         self._epoch = -1  # in which answers were waited for
         self._unable: dict[int, tuple[int, float]] = {}  # how often, and until when a device gets no stage
         self._failed: tuple[tuple[int, ...], float, str] = ((), 0.0, "")  # who could not hold the model, when, and why
@@ -58,6 +69,7 @@ class Restaging:
         """From now on devices hold the pieces of these stages only; ``share`` has them load those of others."""
         self._held = self._wanted = stages
         self._share, self._ordered_s = share, time.monotonic()
+        self._offered = frozenset(stage.device for stage in stages)
 
     def plan(self, given: str | Plan, codec: CodecSpec, *, is_running: bool) -> tuple[Plan, tuple[str, ...]] | None:
         """The plan of a request over the devices that are ready; who is left out, and why. None while stages would have
@@ -65,6 +77,7 @@ class Restaging:
         cannot be."""
         if isinstance(given, Plan):
             check(self._spec, given)
+            self._micro_batch = max(self._micro_batch, given.micro_batch)
         members = self._members
         self._await_answers()
         ready = members.ready()
@@ -75,7 +88,7 @@ class Restaging:
             return None
         there = {*ready} if self._share is None else {*members.answering} - self._backing_off()
         could_be = {stage.device for stage in wanted if stage.stop > stage.start} & there
-        if not in_use <= {*ready} or (self._share is not None and not could_be <= in_use):
+        if not in_use <= {*ready} or (self._share is not None and not could_be <= in_use | self._offered):
             if is_running:
                 return None
             stages = self.without_lost(wanted)
@@ -112,6 +125,7 @@ class Restaging:
             while self._still_loads(late := used - {*self._members.ready()}):
                 self._members.wait(0.1)
             if not late:
+                self._offered = frozenset(devices)
                 return self._held
             for device in late:
                 self._back_off(device)
@@ -148,7 +162,7 @@ class Restaging:
         try:
             self._share(stages)
         except Exception as exc:  # also what torch says where memory ends in the middle
-            self._held = ()  # nobody knows any more who holds what
+            self._held, self._offered = (), frozenset()  # nobody knows any more who holds what
             why = f"the devices that are left cannot hold the model: device 0: {exc}{self._others()}"
             self._failed = devices, time.monotonic(), why
             raise PlanError(why) from exc
@@ -168,22 +182,23 @@ class Restaging:
     def _within_memory(self, stages: tuple[Stage, ...], parts: Mapping[int, float]) -> tuple[Stage, ...]:
         """These, if the devices' memory allows them; else the best that it allows them, or them and others that answer
         and had no part. PlanError where nobody can hold the model any more, with what lacks."""
-        free, why = self._free_bytes({stage.device for stage in stages}), ""
-        if all(self._weight_bytes(stage) <= free.get(stage.device, math.inf) for stage in stages):
-            return stages
         used, least = [stage.device for stage in stages], min(part for part in parts.values() if part)
+        self._members.wait_for(range(self._num_devices), ANSWER_S)  # those without a part may not have answered yet
         spare = sorted({*self._members.answering} - {*used} - self._backing_off())
-        if self._held and {stage.device for stage in self._held} <= {*used, *spare}:
+        if self._offered == {*used} and self._held and {stage.device for stage in self._held} <= {*used, *spare}:
             return self._held  # loaded as it is: what is free changes from moment to moment
+        free, why = self._free_bytes([*used, *spare]), ""
         for devices in [used, used + spare] if spare else [used]:
-            free = self._free_bytes(devices) if devices is not used else free
             pipeline = self._pipeline(devices, [parts.get(device) or least for device in devices], free)
             try:
-                found = [stage for stage in fastest(pipeline) if stage.stop > stage.start]
+                found = _as_given(stages, pipeline, devices) or fastest(pipeline)
             except PlanError as exc:
                 why = what_lacks(pipeline, devices) or str(exc)
                 continue
+            found = _in_order([stage for stage in found if stage.stop > stage.start], pipeline)
             return tuple(replace(stage, device=devices[stage.device]) for stage in found)
+        if self._held and {stage.device for stage in self._held} <= {*used, *spare}:
+            return self._held
         raise PlanError(f"the devices that are left cannot hold the model: {why}{self._others()}")
 
     def _free_bytes(self, devices: Collection[int]) -> dict[int, float]:
@@ -192,7 +207,7 @@ class Restaging:
         here = memory_available_bytes()
         if here is not None and self._model.device.type == "cpu":
             own = next((stage for stage in self._held if stage.device == COORDINATOR), None)
-            found[COORDINATOR] = here + (0.0 if own is None else self._weight_bytes(own))
+            found[COORDINATOR] = float(here) + (0 if own is None else self._weight_bytes(own))
         return found
 
     def _weight_bytes(self, stage: Stage) -> int:
@@ -200,13 +215,16 @@ class Restaging:
 
     def _pipeline(self, devices: Sequence[int], speeds: Sequence[float], free: Mapping[int, float]) -> Pipeline:
         """For the planner: how fast they are beside each other, and their memory; links that cost nothing."""
-        macs, count = piece_macs(self._spec, self._spec.max_tokens), len(devices)
-        nothing, at_once = ((0.0,) * count,) * count, ((math.inf,) * count,) * count
+        spec, count, element_bytes = self._spec, len(devices), self._model.dtype.itemsize
+        num_tokens, batch = spec.usual_tokens, self._micro_batch
+        macs, no_limit = piece_macs(spec, spec.max_tokens), math.inf
         return Pipeline(
-            piece_s=tuple(tuple(one / speed for one in macs) for speed in speeds), cut_bytes=(0,) * (len(macs) + 1),
-            weight_bytes=tuple(self._model.dtype.itemsize * one for one in piece_values(self._spec)),
-            work_bytes=(0,) * len(macs), memory_bytes=tuple(free.get(device, math.inf) for device in devices),
-            latency_s=nothing, bytes_per_s=at_once,
+            piece_s=tuple(tuple(one / speed for one in macs) for speed in speeds),
+            cut_bytes=cut_bytes(spec, EXACT, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes),
+            weight_bytes=kept_bytes(spec, num_tokens, element_bytes, TEXTS_A_STAGE * count * batch),
+            work_bytes=(work_bytes(spec, num_tokens, batch, element_bytes),) * len(macs),
+            memory_bytes=tuple(MEMORY_PART * free.get(device, no_limit) for device in devices),
+            latency_s=((0.0,) * count,) * count, bytes_per_s=((no_limit,) * count,) * count,
         )  # fmt: skip
 
     def _others(self) -> str:
@@ -225,3 +243,23 @@ class Restaging:
         return Plan.pipeline(
             stages, self._num_devices, given.codec, micro_batch=given.micro_batch, narrowest=given.narrowest
         )  # fmt: skip
+
+
+def _as_given(stages: Sequence[Stage], pipeline: Pipeline, devices: Sequence[int]) -> tuple[Stage, ...] | None:
+    """These, by their places in ``devices``, if the memory of all allows them."""
+    placed = tuple(replace(stage, device=devices.index(stage.device)) for stage in stages)
+    return placed if _fits(placed, pipeline) else None
+
+
+def _in_order(stages: Sequence[Stage], pipeline: Pipeline) -> tuple[Stage, ...]:
+    """Each device with as many pieces, one behind the other as they were before, if memory allows that: links that
+    were fast stay in use, and inputs where they are."""
+    placed, at = list[Stage](), 0
+    for stage in sorted(stages, key=lambda stage: stage.device):
+        placed.append(Stage(device=stage.device, start=at, stop=at + stage.stop - stage.start))
+        at = placed[-1].stop
+    return tuple(placed if _fits(placed, pipeline) else stages)
+
+
+def _fits(stages: Sequence[Stage], pipeline: Pipeline) -> bool:
+    return all(pipeline.stage_bytes(stage) <= pipeline.memory_bytes[stage.device] for stage in stages)

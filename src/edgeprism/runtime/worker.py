@@ -85,6 +85,7 @@ class Worker:
         *,
         ends: Callable[[], bool] = lambda: False,
         stays: bool = False,
+        computes_on: str = "",
     ) -> None:
         self._transport, self._load, self._ends, self._stays = transport, load, ends, stays
         self._lost_at: float | None = None
@@ -95,7 +96,9 @@ class Worker:
         self._stages = WorkerStages(transport)
         self._order_number: int | None = None  # of the order by which the model was loaded
         transport.forgets_with_coordinator = stays
-        serve_probe(transport, lambda: "" if self._model is None else self._model.device.type, self._model_bytes)
+        serve_probe(
+            transport, lambda: computes_on if self._model is None else self._model.device.type, self._model_bytes
+        )  # fmt: skip
 
     def serve(self) -> None:
         """Runs until the end; everything that goes wrong with a request is reported, not raised."""
@@ -171,6 +174,8 @@ class Worker:
             except (FrameError, InputError) as exc:
                 log.warning("the coordinator's introduction cannot be used: %s", exc)
                 return
+        if epoch > self._transport.epoch or frame.info.get("texts_ended"):
+            self._stages.forget_texts()
         self._transport.epoch = max(self._transport.epoch, epoch)
         if self._order_number is not None and frame.info.get("order") == self._order_number:
             self._lost_at = None  # it has come back

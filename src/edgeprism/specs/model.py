@@ -24,6 +24,7 @@ _READ_FIRST = frozenset(
     )
 ) | {"DeiTForImageClassificationWithTeacher"}  # fmt: skip
 
+TEXT_TOKENS = 128
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 """Bytes of one element, by the name of the dtype that a model computes in."""
 
@@ -127,6 +128,11 @@ class ModelSpec:
     def is_vision(self) -> bool:
         """Whether the input is an image."""
         return self.fixed_tokens is not None
+
+    @property
+    def usual_tokens(self) -> int:
+        """What is assumed of a request of which nothing is known: a whole picture, or a short text."""
+        return self.max_tokens if self.is_vision else min(TEXT_TOKENS, self.max_tokens)
 
     @property
     def patch_embedding_macs(self) -> int:

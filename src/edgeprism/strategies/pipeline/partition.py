@@ -75,6 +75,14 @@ def piece_cache_bytes(model: ModelSpec, num_tokens: int, element_bytes: int) -> 
     return (kept, 0, 0, 0) * model.num_layers
 
 
+def kept_bytes(model: ModelSpec, num_tokens: int, element_bytes: int, num_texts: int) -> tuple[int, ...]:
+    """Of each piece: its weights, and the keys and values of so many texts where texts are continued."""
+    caches = piece_cache_bytes(model, num_tokens, element_bytes)
+    return tuple(
+        element_bytes * values + num_texts * cache for values, cache in zip(piece_values(model), caches, strict=True)
+    )
+
+
 def work_bytes(model: ModelSpec, num_tokens: int, batch: int, element_bytes: int) -> int:
     """What computing a piece holds besides its weights: the rows, what attention has beside them (queries, keys,
     values, what it gathered), and the wide half."""
