@@ -161,6 +161,29 @@ def test_a_dialler_that_greets_and_ends_unheard_keeps_nobody_out() -> None:
             assert answer is not None and answer.kind is Kind.READY and "busy" not in answer.info
 
 
+def test_who_was_too_busy_for_a_handshake_hears_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first connection was given up unheard, and the next one got its file descriptor: both are noticed at once."""
+    monkeypatch.setattr(links, "HANDSHAKE_MS", 300)
+    ours, theirs = KeyPair.generate(), KeyPair.generate()
+    with ZmqTransport(1, ours) as server, ZmqTransport(0, theirs) as first:
+        server.connect([Peer(rank=0, public_key=theirs.public)])
+        first.connect([Peer(rank=1, address=server.address, public_key=ours.public)])
+        end = time.monotonic() + 0.7  # the first has ended, and the second has begun
+        while time.monotonic() < end:
+            first.receive(0.02)
+        end = soon()
+        while not first.connected() and time.monotonic() < end:
+            server._gate.answer()
+            first.receive(0.01)
+        time.sleep(0.2)
+        first.send(1, Kind.EPOCH, epoch=1)
+        end, heard = soon(), None
+        while heard is None and time.monotonic() < end:
+            heard = server.receive(0.02)
+            first.receive(0.02)
+        assert heard is not None and heard.kind is Kind.EPOCH and server.connected() == {0}
+
+
 def test_a_server_with_another_key_is_not_believed() -> None:
     """The dialler knows whom it dials: without the listed key's secret half no handshake succeeds."""
     ours, theirs, expected = KeyPair.generate(), KeyPair.generate(), KeyPair.generate()

@@ -24,7 +24,7 @@ Stages = tuple[Stage, ...]
 
 class _Work(TypedDict):
     compute_s: float
-    num_bytes: float
+    num_bytes: int
 
 
 class Lateness:
@@ -89,15 +89,15 @@ class Lateness:
         macs = micro.batch * whole_model_macs(self._model.spec, micro.num_tokens)
         num_bytes, (alike, bytes_per_s) = self._num_bytes(micro, stages), self._seen
         if alike == _alike(micro, stages):  # wider rows over the same links take longer by as much
-            num_bytes *= max(1.0, ASSUMED_LINK_BYTES_PER_S / bytes_per_s)
+            num_bytes = int(num_bytes * max(1.0, ASSUMED_LINK_BYTES_PER_S / bytes_per_s))
         return {"compute_s": macs / slowest, "num_bytes": num_bytes}
 
-    def _num_bytes(self, micro: Micro, stages: Stages) -> float:
+    def _num_bytes(self, micro: Micro, stages: Stages) -> int:
         """That travel from stage to stage, and home."""
         cuts = self._cut_bytes(
             micro.request.plan, micro.batch, micro.num_tokens, is_text=micro.text is not None
         )  # fmt: skip
-        return float(sum(cuts[stage.start] for stage in stages) + cuts[-1])
+        return sum(cuts[stage.start] for stage in stages) + cuts[-1]
 
     def _kind(self, micro: Micro, stages: Stages) -> Hashable:
         """What takes alike: the first output takes as long as all stages together, those behind it as the slowest."""

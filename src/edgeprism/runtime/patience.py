@@ -32,7 +32,7 @@ class Patience:
         self._num_timeouts: dict[Hashable, int] = {}  # since one was in time
         self._warm: set[Hashable] = set()
 
-    def timeout_s(self, kind: Hashable, *, of: Hashable, compute_s: float, num_bytes: float) -> float:
+    def timeout_s(self, kind: Hashable, *, of: Hashable, compute_s: float, num_bytes: int) -> float:
         """Seconds to wait for a request of ``kind``; ``compute_s`` and ``num_bytes`` are the counted work. ``of`` is
         who does it: what is new to them takes longer once."""
         expected_s = self.expected_s(kind, of=of, compute_s=compute_s, num_bytes=num_bytes)
@@ -40,7 +40,7 @@ class Patience:
         growth = min(2.0 ** max(0, num_doublings), MAX_GROWTH)
         return growth * max(self.floor_s, FACTOR * expected_s)
 
-    def expected_s(self, kind: Hashable, *, of: Hashable, compute_s: float, num_bytes: float) -> float:
+    def expected_s(self, kind: Hashable, *, of: Hashable, compute_s: float, num_bytes: int) -> float:
         """Seconds that a request of ``kind`` takes: as observed, else as counted."""
         warm_up_s = 0.0 if of in self._warm else WARM_UP_S
         return self._observed_s.get(kind, warm_up_s + compute_s + num_bytes / ASSUMED_LINK_BYTES_PER_S)

@@ -277,7 +277,7 @@ class ZmqTransport(Transport):
             limit -= 1
             if received.flaw:
                 self._drop(f"a frame of device {link.peer.rank} is refused: {received.flaw}")
-            else:
+            elif received.parts != [HELLO]:  # the other end asked whether this connection stands
                 events.append(Message(link.peer.rank, received.parts))
 
     def _on_router_event(self, events: list[Event]) -> None:
@@ -326,7 +326,7 @@ class ZmqTransport(Transport):
         if prefix in self._ended or any(prefix == known for _, known in self._fds.values()):
             return  # no greeting: another empty message, perhaps of a connection that has ended since
         source = received.source
-        if source in self._ended_unheard:  # it greeted and ended while this process was busy
+        if source in self._ended_unheard and not self._stands(prefix):  # it greeted and ended while this one was busy
             self._ended.append(prefix)
             return
         self._fds[source] = (received.key, prefix)
@@ -336,6 +336,14 @@ class ZmqTransport(Transport):
             self._raise_link(link, prefix, events)
         elif len(link.waiting) < _MAX_WAITING:
             link.waiting.append(prefix)
+
+    def _stands(self, prefix: tuple[bytes, ...]) -> bool:
+        """Whether a connection is there. Descriptors do not tell: a new connection may have that of one that ended."""
+        try:
+            write_message(self._router, [*prefix, HELLO])
+        except zmq.ZMQError:
+            return False
+        return True
 
     def _raise_link(self, link: Link, prefix: tuple[bytes, ...], events: list[Event]) -> None:
         link.prefix = prefix
