@@ -75,6 +75,7 @@ reproduce-adaptive: $(READY)  ## plan auto against every fixed plan on emulated 
 reproduce-pipeline: $(READY)  ## plan pipeline against one device, partitions and their optimum (emulated devices need root)
 	@$(PY) -m benchmarks.planner
 	@$(PY) -m benchmarks.pipeline
+	@$(PY) -m benchmarks.pipeline_plots
 
 lock: $(VENV)/.made  ## write requirements/lock.txt anew from pyproject.toml
 	@$(PIP) install --quiet uv==$(UV_VERSION)

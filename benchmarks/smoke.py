@@ -14,8 +14,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 NOT_MEASURING = (
-    "__init__", "adaptive_plots", "boards", "faults", "frontier", "pipeline_labs", "report", "rogue", "smoke", "stream",
-    "table",
+    "__init__", "adaptive_plots", "boards", "faults", "frontier", "pipeline_labs", "pipeline_plots", "report", "rogue",
+    "smoke", "stream", "table",
 )  # fmt: skip
 
 

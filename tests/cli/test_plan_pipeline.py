@@ -103,7 +103,15 @@ def test_the_command_reads_the_map(tmp_path: Path, capsys: pytest.CaptureFixture
     ViTConfig(architectures=["ViTForImageClassification"], num_labels=10).save_pretrained(tmp_path)
     assert main(["plan", str(tmp_path), "--plan", "pipeline", "--devices", "4"]) == 0
     text = capsys.readouterr().out
-    assert "pipeline of 4 stages" in text and "`edgeprism profile` measures" in text
+    assert "pipeline of 4 stages, micro-batches of 1" in text and "`edgeprism profile` measures" in text
+    assert text.endswith("To run it: --plan pipeline --stages 0:0-12,1:12-24,2:24-36,3:36-48\n")
+    for words, why in (
+        (("--memory-mb", "1,1"), "--memory-mb needs a performance map"),
+        (("--objective", "latency"), "--objective needs a performance map"),
+        (("--shares", "0.9,0.2"), "add up to 1.1"),
+    ):
+        assert main(["plan", str(tmp_path), "--plan", "pipeline", *words]) == 2
+        assert why in capsys.readouterr().err
     assert main(["plan", str(tmp_path), "--plan", "pipeline", "--devices", "3", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [row["pieces"] for row in document["stages"]] == [[0, 16], [16, 32], [32, 48]]

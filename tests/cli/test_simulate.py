@@ -67,7 +67,11 @@ def test_a_device_that_leaves(simple: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["micro_batches"] == 10 and found["stages_after"] == ["0:0-4"]
     num_done = 3  # home at 4.505, 6.505 and 8.505 s
     assert found["total_s"] == pytest.approx(10 + 3 + 4 * (10 - num_done))
-    assert found["begun_again"] > 0
+    assert found["begun_again"] > 0 and found["samples_per_s_after"] == pytest.approx(2 / 4)
+    assert main(["simulate", str(simple), "--partition", "0:0-2,1:2-4", "--leave", "1:10:3"]) == 0
+    text = capsys.readouterr().out
+    assert "until the device left one every 2.000 s" in text and "0.500 samples/s from then on" in text
+    assert "1 (board 2)" in text
 
 
 def test_a_device_that_leaves_at_once(simple: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +127,12 @@ def test_systems_survive_json() -> None:
         (["published:vit-base:rcc-ve", "--partition", "best"], "unknown partition 'best'"),
         (["published:vit-base:rcc-ve", "--partition", "0:0-20"], "end at piece 20"),
         (["published:vit-base:rcc-ve", "--change", "ten"], "SECONDS:FACTOR"),
-        (["published:vit-base:rcc-ve", "--change", "1:0"], "more than nothing"),
+        (["published:vit-base:rcc-ve", "--change", "1:0"], "more than nothing; not at 1 s to 0 of it"),
+        (["published:vit-base:rcc-ve", "--change", "1:nan"], "SECONDS:FACTOR"),
+        (["published:vit-base:rcc-ve=2", "--leave", "1:nan"], "DEVICE:SECONDS"),
+        (["published:vit-base:rcc-ve=3", "--leave", "1:2", "--leave", "2:3"], "one device may leave"),
+        (["published:vit-base:rcc-ve", "--rate", "inf"], "more than 0"),
+        (["published:vit-base:rcc-ve", "--gantt", "/"], "not /"),
         (["published:vit-base:rcc-ve", "--leave", "0:3"], "has the inputs"),
         (["published:vit-base:rcc-ve", "--leave", "zero"], "DEVICE:SECONDS"),
         (["published:vit-base:rcc-ve", "--rate", "-1"], "more than 0"),
@@ -142,7 +151,17 @@ def test_what_cannot_be_is_one_line(words: list[str], text: str, capsys: pytest.
     [
         ({"schema_version": 2}, "schema_version 1"),
         ({"micro_batch": 0}, "micro_batch must be a count"),
-        ({"cut_bytes": [1, 2]}, "cut_bytes does not fit"),
+        ({"cut_bytes": [1, 2]}, "cut_bytes is of 1 pieces (it has one number more), and weight_bytes of 4"),
+        ({"weight_bytes": [1, 2]}, "cut_bytes is of 4 pieces (it has one number more), and weight_bytes of 2"),
+        ({"weight_bytes": [1, 2, 3, 4.0]}, "weight_bytes must be whole numbers of bytes, not 4.0"),
+        ({"mikro_batch": 2}, "unknown field 'mikro_batch'; there are schema_version"),
+        ({"has_one_medium": "no"}, "has_one_medium must be true or false, not 'no'"),
+        ({"model": 7}, "model must be text, not 7"),
+        ({"devices": [{"piece_s": [0, 0, 0, 0], "bytes_per_s": 1}]}, "piece_s of device must be more than 0"),
+        ({"devices": [{"piece_s": [1, 1, 1, 1], "bytes_per_s": 0}]}, "bytes_per_s of device must be more than 0"),
+        ({"devices": [{"piece_s": [1, 1, 1, 1e999], "bytes_per_s": 1}]}, "piece_s must be a number"),
+        ({"devices": [{"piece_s": [1, 1, 1], "bytes_per_s": 1}]}, "piece_s of device of 3"),
+        ({"devices": [{"piece_s": [1, 1, 1, 1], "bytes_per_s": 1, "memory_byte": 1}]}, "unknown field 'memory_byte'"),
         ({"cut_bytes": [1, 2, 3, 4, -5]}, "cut_bytes must be whole numbers"),
         ({"weight_bytes": []}, "weight_bytes must be a list"),
         ({"devices": [{"piece_s": [1, 1, 1, 1]}]}, "bytes_per_s must be a number"),

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeprism.errors import PlanError
-from edgeprism.specs.codec import CodecSpec
-from edgeprism.specs.plan import MAX_DEVICES, Plan, parse_shares
+from edgeprism.specs.codec import EXACT, CodecSpec
+from edgeprism.specs.plan import MAX_DEVICES, Plan, Stage, parse_shares
 
 
 @settings(deadline=None)
@@ -95,3 +95,13 @@ def test_shares_from_a_command_line() -> None:
     for text in ("", "0.6;0.4", "half", "0.6,"):
         with pytest.raises(PlanError, match="are not numbers"):
             parse_shares(text)
+
+
+def test_a_pipeline_as_a_command_line_has_it() -> None:
+    """Stages and codecs as text are those that objects say."""
+    stages = (Stage(device=1, start=0, stop=20), Stage(device=0, start=20, stop=48))
+    said = Plan.pipeline("1:0-20,0:20-48", 2, "exact..int4", micro_batch=8)
+    assert said == Plan.pipeline(stages, 2, EXACT, micro_batch=8, narrowest=CodecSpec.parse("int4"))
+    assert Plan.pipeline("0:0-4", 1, "int8").codec == CodecSpec.parse("int8")
+    with pytest.raises(PlanError, match="are not devices with pieces"):
+        Plan.pipeline("0-4", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 from edgeprism.errors import InputError
@@ -29,13 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> None:
-    """InputError for values that cannot be, and for options that would have no effect."""
+def check(args: argparse.Namespace, also: Collection[str] = ()) -> None:
+    """InputError for values that cannot be, and for options that would have no effect. ``also``: those that the plan
+    takes, whatever it is."""
     drop = args.max_accuracy_drop
     if drop is not None and not 0 <= drop <= 100:
         raise InputError(f"--max-accuracy-drop must lie between 0 and 100 points, not {drop:g}")
     if args.plan == "auto":
         return
     for name in NAMES:
-        if getattr(args, name) is not None:
+        if getattr(args, name) is not None and name not in also:
             raise InputError(f"--{name.replace('_', '-')} belongs to --plan auto, and the plan is {args.plan}")

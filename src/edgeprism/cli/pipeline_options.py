@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from edgeprism.errors import InputError, PlanError
-from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.model import ModelSpec
-from edgeprism.specs.plan import Plan, parse_shares, parse_stages
+from edgeprism.specs.plan import Plan, parse_codecs, parse_shares, parse_stages
 from edgeprism.strategies.pipeline.partition import check, even, num_pieces, piece_macs
 
 
@@ -34,15 +33,9 @@ def check_options(args: argparse.Namespace) -> None:
         raise InputError("--stages and --shares are two ways to cut a model; give one of the two")
 
 
-def codecs_of(args: argparse.Namespace) -> tuple[CodecSpec, CodecSpec | None]:
-    """The widest and, of a range such as exact..int4, the narrowest that may travel."""
-    widest, _, narrowest = args.codec.partition("..")
-    return CodecSpec.parse(widest), CodecSpec.parse(narrowest) if narrowest else None
-
-
 def plan_of(args: argparse.Namespace, spec: ModelSpec, num_devices: int, num_tokens: int) -> Plan:
     """The stages that were asked for, or cut where the work is even. PlanError for what cannot be."""
-    (codec, narrowest), micro_batch = codecs_of(args), args.micro_batch or 1
+    (codec, narrowest), micro_batch = parse_codecs(args.codec), args.micro_batch or 1
     if args.stages:
         plan = Plan.pipeline(
             parse_stages(args.stages), num_devices, codec, micro_batch=micro_batch, narrowest=narrowest
@@ -52,6 +45,7 @@ def plan_of(args: argparse.Namespace, spec: ModelSpec, num_devices: int, num_tok
     shares = parse_shares(args.shares) if args.shares else (1.0,) * num_devices
     if len(shares) != num_devices:
         raise InputError(f"--shares names {len(shares)} devices, and there are {num_devices}")
+    Plan(strategy="replica", shares=shares if args.shares else (1.0,))  # PlanError unless they add up to 1
     devices = [device for device, share in enumerate(shares) if share > 0]
     if len(devices) > num_pieces(spec):
         raise PlanError(f"{len(devices)} devices, and {spec.architecture} has {num_pieces(spec)} pieces")

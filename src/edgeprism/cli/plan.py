@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeprism.cli import auto_options, pipeline_options
 from edgeprism.cli.plan_auto import decide, map_for
-from edgeprism.cli.source import config_directory, tokens_of_pictures
+from edgeprism.cli.source import config_directory, usual_tokens
 from edgeprism.cli.text import bytes_text, table
 from edgeprism.errors import InputError, PlanError
 from edgeprism.policy.explain import as_document, as_text
@@ -56,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def execute(args: argparse.Namespace) -> int:
     """Count and print. InputError (one line, exit 2) for whatever cannot be carried out."""
     notes: list[str] = []
-    auto_options.check(args)
+    auto_options.check(args, ("objective", "map") if args.plan == "pipeline" else ())
     pipeline_options.check_options(args)
     if args.plan != "auto" and args.explain:
         raise InputError(f"--explain belongs to --plan auto, and the plan is {args.plan}")
@@ -114,7 +114,13 @@ def _execute_pipeline(args: argparse.Namespace) -> int:
         "model": args.model, "architecture": model.architecture, "plan": plan.to_json(), "num_tokens": num_tokens,
         "dtype": dtype, **details, "note": "; ".join(notes) or None,
     }  # fmt: skip
-    heading = f"{model.architecture}, {num_tokens} tokens, {dtype}: pipeline of {len(plan.stages)} stages, {plan.codec}"
+    several = "" if len(plan.stages) == 1 else "s"
+    heading = (
+        f"{model.architecture}, {num_tokens} tokens, {dtype}: pipeline of {len(plan.stages)} stage{several}, "
+        f"micro-batches of {plan.micro_batch}, {plan.codec}"
+    )
+    if plan.narrowest is not None:
+        heading += f" (and down to {plan.narrowest} where a link is slow, which is not counted)"
     print(json.dumps(document, indent=2) if args.json else "\n".join([heading, "", *as_text(details)]))
     return 0
 
@@ -150,10 +156,9 @@ def _num_tokens(length: int | None, model: ModelSpec, directory: Path, notes: li
         if model.is_vision:
             raise PlanError(f"--length is for texts; {model.architecture} takes pictures, which have their own number")
         return length
-    if model.fixed_tokens is not None:
-        return (tokens_of_pictures(directory, model) if model.resizes_images else None) or model.fixed_tokens
-    assumed = model.usual_tokens
-    notes.append(f"assumed --length {assumed}; {model.architecture} takes up to {model.max_tokens} tokens")
+    assumed = usual_tokens(directory, model)
+    if not model.is_vision:
+        notes.append(f"assumed --length {assumed}; {model.architecture} takes up to {model.max_tokens} tokens")
     return assumed
 
 

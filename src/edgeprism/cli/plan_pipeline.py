@@ -18,7 +18,7 @@ from edgeprism.policy.network import Network
 from edgeprism.policy.pipeline import pipeline_of
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.performance_map import PerformanceMap
-from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage, parse_stages
+from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage, parse_codecs, parse_stages
 from edgeprism.strategies.pipeline.partition import cut_bytes, piece_macs, piece_values
 
 
@@ -28,6 +28,10 @@ def plan_pipeline(
     """The stages that were asked for, or the best ones by the performance map (``--objective``: throughput by default),
     or cut where the work is even where there is none. PlanError for what cannot be."""
     if found is None:
+        if args.memory_mb:
+            raise InputError("--memory-mb needs a performance map: name the devices with --cluster or --local-workers")
+        if args.objective:
+            raise InputError("--objective needs a performance map: name the devices with --cluster or --local-workers")
         num_devices = args.devices or (args.shares.count(",") + 1 if args.shares else 0)
         if args.stages and not args.devices:
             num_devices = max(num_devices, *(stage.device + 1 for stage in parse_stages(args.stages)))
@@ -41,7 +45,7 @@ def plan_pipeline(
         network = network.at(args.rate * 1e6 / 8)
     if args.objective == "energy":
         raise InputError("stages are planned for throughput or latency; --objective energy is for the other strategies")
-    codec, narrowest = pipeline_options.codecs_of(args)
+    codec, narrowest = parse_codecs(args.codec)
     memory_bytes = _memory_bytes(args.memory_mb, found)
 
     def make(micro_batch: int) -> Pipeline:
@@ -111,6 +115,9 @@ def as_text(document: Mapping[str, Any]) -> list[str]:
     heading = ["stage", "device", "blocks", "GFLOP", "weights", "receives"]
     heading += ["takes", "computes", "memory"] if has_times else []
     rows = []
+    stages = ",".join(f"{row['device']}:{row['pieces'][0]}-{row['pieces'][1]}" for row in document["stages"])
+    runs = f"To run it: --plan pipeline --stages {stages}"
+    runs += f" --micro-batch {document['micro_batch']}" if document["micro_batch"] > 1 else ""
     for index, row in enumerate(document["stages"]):
         cells = [
             str(index), str(row["device"]), _blocks(*row["pieces"]), f"{row['gflop']:.2f}",
@@ -121,7 +128,7 @@ def as_text(document: Mapping[str, Any]) -> list[str]:
         rows.append(cells)
     lines = table(heading, rows)
     if not has_times:
-        return [*lines, "", "What that takes, `edgeprism profile` measures; then the best stages are found."]
+        return [*lines, "", "What that takes, `edgeprism profile` measures; then the best stages are found.", runs]
     period_s, request_s = document["period_s"], document["request_s"]
     lines += ["", f"A micro-batch of {document['micro_batch']} alone takes {_ms(request_s)}; one is done every "]
     lines[-1] += f"{_ms(period_s)} ({document['samples_per_s']:.2f} samples/s). The slowest: {document['bottleneck']}."
@@ -135,7 +142,7 @@ def as_text(document: Mapping[str, Any]) -> list[str]:
     if "at_most_faster" in document:
         percent = 100 * document["at_most_faster"]
         lines.append(f"For so many devices that is not exact: no partition is more than {percent:.0f} % faster.")
-    return lines
+    return [*lines, runs]
 
 
 def _blocks(start: int, stop: int) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprism.cli import auto_options, link_options, pipeline_options, stream_options
 from edgeprism.cli.screen import Screen
-from edgeprism.cli.source import check_cluster, config_directory, names_of, tokens_of_pictures
+from edgeprism.cli.source import check_cluster, config_directory, names_of, usual_tokens
 from edgeprism.errors import InputError, PlanError
 from edgeprism.need_torch import need_torch
 from edgeprism.runtime.cores import divide_cores
@@ -93,7 +93,7 @@ def execute(args: argparse.Namespace) -> int:
     given = None if args.plan == "pipeline" else _plan(args)  # where to cut depends on the model
     directory = config_directory(args.model)
     spec = ModelSpec.from_directory(directory)
-    plan = given or pipeline_options.plan_of(args, spec, _num_devices(args), spec.max_tokens)
+    plan = given or pipeline_options.plan_of(args, spec, _num_devices(args), usual_tokens(directory, spec))
     codec = plan.codec if isinstance(plan, Plan) else CodecSpec.parse(args.codec)
     _check(spec, directory, plan, codec, args)
     with stream_options.open_stream(args, spec) as source:
@@ -197,7 +197,7 @@ def _check(spec: ModelSpec, directory: Path, plan: str | Plan, codec: CodecSpec,
             raise InputError(f"{given} is a picture, and this model takes texts: {spec.architecture}")
     if spec.is_vision and plan == "sequence" and args.cluster is None:
         plan = Plan.even("sequence", args.local_workers, codec)
-    num_tokens = (tokens_of_pictures(directory, spec) if spec.resizes_images else None) or spec.fixed_tokens
+    num_tokens = usual_tokens(directory, spec) if spec.is_vision else None
     if isinstance(plan, Plan) and num_tokens is not None:
         count(spec, plan, num_tokens=num_tokens, batch=1, element_bytes=element_bytes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "system",
         metavar="SYSTEM",
-        help=f"a file, or {PREFIX}MODEL:DEVICE=COUNT,... as vit-large:minnowboard=8,rcc-ve=8",
+        help=f"a file, or {PREFIX}MODEL:DEVICE=COUNT,... as {PREFIX}vit-large:minnowboard=8,rcc-ve=8",
     )
     parser.add_argument(
         "--partition", default="fastest", metavar="P",
@@ -48,7 +49,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="S:FACTOR",
         help="after S seconds links have so much of their rate",
     )
-    parser.add_argument("--leave", metavar="DEVICE:S[:AWAY]", help="a device is gone after S; others go on AWAY later")
+    parser.add_argument(
+        "--leave", action="append", default=[], metavar="DEVICE:S[:AWAY]",
+        help="a device, by its number, is gone after S seconds; others go on AWAY seconds later",
+    )  # fmt: skip
     parser.add_argument("--gantt", type=Path, metavar="FILE", help="draw what happens, as PNG or SVG")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
@@ -58,15 +62,17 @@ def execute(args: argparse.Namespace) -> int:
     if args.micro_batches < 1:
         raise InputError(f"--micro-batches must be at least 1, not {args.micro_batches}")
     if args.gantt is not None and args.gantt.suffix not in (".png", ".svg"):
-        raise InputError(f"--gantt draws .png or .svg, not {args.gantt.name}")
+        raise InputError(f"--gantt draws FILE.png or FILE.svg, not {args.gantt}")
     system = published(args.system) if args.system.startswith(PREFIX) else System.read(Path(args.system))
     pipeline = _pipeline(system, args.rate)
     if args.one_medium:
         pipeline = replace(pipeline, has_one_medium=True)
     stages = _stages(args.partition, pipeline)
     changes = [_change(text) for text in args.change]
+    if len(args.leave) > 1:
+        raise InputError(f"one device may leave, and --leave was given {len(args.leave)} times")
     if args.leave:
-        leaves = _leaves(args.leave)
+        leaves = _leaves(args.leave[0])
         again = "fastest" if ":" in args.partition else args.partition  # stages that were named are for all devices
         found = simulate_leaving(
             pipeline, stages, args.micro_batches, leaves, lambda rest: _stages(again, rest),
@@ -90,7 +96,7 @@ def execute(args: argparse.Namespace) -> int:
 def _pipeline(system: System, rate_mbit: float | None) -> Pipeline:
     if rate_mbit is None:
         return system.pipeline()
-    if not rate_mbit > 0:
+    if not 0 < rate_mbit < math.inf:
         raise InputError(f"--rate must be more than 0 Mbit/s, not {rate_mbit:g}")
     everywhere = [rate_mbit * 1e6 / 8] * sum(kind.count for kind in system.devices)
     return replace(system.pipeline(), bytes_per_s=tuple(tuple(everywhere) for _ in everywhere))
@@ -118,13 +124,18 @@ def _change(text: str) -> RateChange:
         at_s, factor = map(float, text.split(":"))
     except ValueError:
         raise InputError(f"--change {text} is not SECONDS:FACTOR, such as 30:0.1") from None
+    if not (math.isfinite(at_s) and math.isfinite(factor)):
+        raise InputError(f"--change {text} is not SECONDS:FACTOR, such as 30:0.1")
     return RateChange(at_s=at_s, factor=factor)
 
 
 def _leaves(text: str) -> Leaves:
     parts = text.split(":")
     try:
-        return Leaves(device=int(parts[0]), at_s=float(parts[1]), away_s=float(parts[2]) if len(parts) > 2 else 0.0)
+        device, at_s, away_s = int(parts[0]), float(parts[1]), float(parts[2]) if len(parts) > 2 else 0.0
+        if not (math.isfinite(at_s) and math.isfinite(away_s)):
+            raise ValueError
+        return Leaves(device=device, at_s=at_s, away_s=away_s)
     except (ValueError, IndexError):
         raise InputError(f"--leave {text} is not DEVICE:SECONDS or DEVICE:SECONDS:AWAY, such as 3:30:5") from None
 
@@ -157,6 +168,7 @@ def _document(
         "total_s": total_s,
         "period_s": period_s,
         "samples_per_s": system.micro_batch / period_s,
+        "samples_per_s_after": None if found.after is None else system.micro_batch / found.after.period_s,
         "planned_period_s": pipeline.period_s(stages),
         "first_s": found.done_s[0],
         "one_device_s": min(sum(row) for row in pipeline.piece_s),
@@ -168,8 +180,9 @@ def _document(
 def _as_text(document: dict[str, Any]) -> str:
     rows = [
         (
-            str(index), row["name"], f"{row['pieces'][0]}-{row['pieces'][1]}", f"{row['compute_s']:.3f} s",
-            f"{row['transfer_s']:.3f} s", bytes_text(row["memory_bytes"]), f"{100 * row['busy']:.0f} %",
+            str(index), f"{row['device']} ({row['name']})", f"{row['pieces'][0]}-{row['pieces'][1]}",
+            f"{row['compute_s']:.3f} s", f"{row['transfer_s']:.3f} s", bytes_text(row["memory_bytes"]),
+            f"{100 * row['busy']:.0f} %",
         )
         for index, row in enumerate(document["stages"])
     ]  # fmt: skip
@@ -179,11 +192,15 @@ def _as_text(document: dict[str, Any]) -> str:
         "",
         *table(("stage", "device", "pieces", "computes", "receives", "memory", "busy"), rows),
         "",
-        f"{document['micro_batches']} micro-batches in {document['total_s']:.2f} s; when full one every "
+        f"{document['micro_batches']} micro-batches in {document['total_s']:.2f} s; "
+        f"{'until the device left' if document['stages_after'] is not None else 'when full'} one every "
         f"{document['period_s']:.3f} s: {document['samples_per_s']:.3f} samples/s,",
         f"{faster:.2f} times the fastest device alone. The first is home after {document['first_s']:.2f} s.",
     ]
     if document["stages_after"] is not None:
         stages = ", ".join(document["stages_after"])
-        lines.append(f"{document['begun_again']} micro-batches were begun again, on stages {stages}.")
+        lines.append(
+            f"{document['begun_again']} micro-batches were begun again, on stages {stages}: "
+            f"{document['samples_per_s_after']:.3f} samples/s from then on."
+        )
     return "\n".join([*lines, f"Source: {document['source']}"] if document["source"] else lines)

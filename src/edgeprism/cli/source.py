@@ -35,6 +35,11 @@ def names_of(path: Path) -> list[str]:
     return [member.name for member in ClusterFile.read(path).members]
 
 
+def usual_tokens(directory: Path, model: ModelSpec) -> int:
+    """Tokens of a request of which nothing is known: a picture as the processor cuts it, or a short text."""
+    return (tokens_of_pictures(directory, model) if model.resizes_images else None) or model.usual_tokens
+
+
 def tokens_of_pictures(directory: Path, model: ModelSpec) -> int | None:
     """Tokens of a picture as the processor cuts it, for families that take any size; None if it does not say."""
     try:

@@ -70,7 +70,9 @@ class Trace:
 
     def summary(self) -> str:
         """A small table for people; milliseconds and kilobytes."""
-        plan = self.plan.strategy + (f" {self.plan.codec}" if self.plan.strategy == "sequence" else "")
+        plan = self.plan.strategy
+        if plan in ("sequence", "pipeline"):
+            plan += f" {self.plan.codec}{'' if self.plan.narrowest is None else f'..{self.plan.narrowest}'}"
         lines = [
             f"{plan}, {self.dtype}, batch {self.batch}, {self.num_tokens} tokens: {self.total_s * 1e3:.1f} ms, "
             f"{self.bytes_sent / 1e3:.1f} kB sent",

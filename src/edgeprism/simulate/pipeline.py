@@ -27,7 +27,9 @@ class RateChange:
 
     def __post_init__(self) -> None:
         if self.at_s < 0 or self.factor <= 0:
-            raise InputError(f"a rate changes at 0 s or later, to more than nothing; not {self}")
+            raise InputError(
+                f"a rate changes at 0 s or later, to more than nothing; not at {self.at_s:g} s to {self.factor:g} of it"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

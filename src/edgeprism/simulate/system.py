@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from edgeprism.errors import InputError
 from edgeprism.planner.pipeline import Pipeline
 
 SCHEMA_VERSION = 1
+_FIELDS = ("schema_version", "source", "model", "micro_batch", "cut_bytes", "weight_bytes", "work_bytes", "devices",
+           "latency_s", "has_one_medium")  # fmt: skip
+_DEVICE_FIELDS = ("name", "count", "piece_s", "bytes_per_s", "memory_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,18 +88,35 @@ class System:
         """InputError names the field that is wrong."""
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
             raise InputError(f"a system is a JSON object with schema_version {SCHEMA_VERSION}")
+        _check_fields(document, _FIELDS)
         kinds = _list(document, "devices")
-        return cls(
-            source=str(document.get("source", "")),
-            model=str(document.get("model", "")),
+        if not isinstance(has_one_medium := document.get("has_one_medium", False), bool):
+            raise InputError(f"has_one_medium must be true or false, not {has_one_medium!r}")
+        found = cls(
+            source=_text(document, "source", ""),
+            model=_text(document, "model", "a model"),
             micro_batch=_count(document, "micro_batch"),
             cut_bytes=_counts(document, "cut_bytes"),
             weight_bytes=_counts(document, "weight_bytes"),
             work_bytes=_counts(document, "work_bytes", default=[0] * len(_list(document, "weight_bytes"))),
             devices=tuple(_kind(kind) for kind in kinds),
             latency_s=_number(document, "latency_s", default=0.0),
-            has_one_medium=bool(document.get("has_one_medium", False)),
+            has_one_medium=has_one_medium,
         )
+        found._check_lengths()
+        return found
+
+    def _check_lengths(self) -> None:
+        """InputError names the list that has another length than the rest."""
+        pieces = len(self.cut_bytes) - 1
+        lengths = {"weight_bytes": len(self.weight_bytes), "work_bytes": len(self.work_bytes)}
+        lengths |= {f"piece_s of {kind.name}": len(kind.piece_s) for kind in self.devices}
+        for name, length in lengths.items():
+            if length != pieces:
+                raise InputError(
+                    f"cut_bytes is of {pieces} pieces (it has one number more), and {name} of {length}; give one a "
+                    "piece"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values that ``from_json`` reads back."""
@@ -124,13 +144,31 @@ class System:
 def _kind(document: Any) -> DeviceKind:
     if not isinstance(document, dict):
         raise InputError("devices must be a list of objects")
+    _check_fields(document, _DEVICE_FIELDS)
+    name, bytes_per_s = _text(document, "name", "device"), _number(document, "bytes_per_s")
+    piece_s = tuple(_is_number(value, "piece_s") for value in _list(document, "piece_s"))
+    if not bytes_per_s or not sum(piece_s):
+        raise InputError(f"{'piece_s' if bytes_per_s else 'bytes_per_s'} of {name} must be more than 0")
+    has_limit = "memory_bytes" in document
     return DeviceKind(
-        name=str(document.get("name", "device")),
+        name=name,
         count=_count({"count": document.get("count", 1)}, "count"),
-        piece_s=tuple(float(_is_number(value, "piece_s")) for value in _list(document, "piece_s")),
-        bytes_per_s=_number(document, "bytes_per_s"),
-        memory_bytes=_number(document, "memory_bytes", default=float("inf")),
+        piece_s=piece_s,
+        bytes_per_s=bytes_per_s,
+        memory_bytes=_number(document, "memory_bytes") if has_limit else float("inf"),
     )
+
+
+def _check_fields(document: Mapping[str, Any], known: Collection[str]) -> None:
+    if unknown := sorted(set(document) - set(known)):
+        raise InputError(f"unknown field {unknown[0]!r}; there are {', '.join(known)}")
+
+
+def _text(document: Mapping[str, Any], name: str, default: str) -> str:
+    value = document.get(name, default)
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be text, not {value!r}")
+    return value
 
 
 def _list(document: Mapping[str, Any], name: str) -> list[Any]:
@@ -145,7 +183,8 @@ def _counts(document: Mapping[str, Any], name: str, default: Sequence[int] | Non
         return tuple(default)
     values = _list(document, name)
     if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
-        raise InputError(f"{name} must be whole numbers of bytes")
+        wrong = next(value for value in values if not isinstance(value, int) or isinstance(value, bool) or value < 0)
+        raise InputError(f"{name} must be whole numbers of bytes, not {wrong!r}")
     return tuple(values)
 
 
@@ -161,6 +200,6 @@ def _number(document: Mapping[str, Any], name: str, default: float | None = None
 
 
 def _is_number(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
         raise InputError(f"{name} must be a number that is not negative, not {value!r}")
     return float(value)

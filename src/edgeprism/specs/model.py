@@ -132,7 +132,7 @@ class ModelSpec:
     @property
     def usual_tokens(self) -> int:
         """What is assumed of a request of which nothing is known: a whole picture, or a short text."""
-        return self.max_tokens if self.is_vision else min(TEXT_TOKENS, self.max_tokens)
+        return self.fixed_tokens or min(TEXT_TOKENS, self.max_tokens)
 
     @property
     def patch_embedding_macs(self) -> int:

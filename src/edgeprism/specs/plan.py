@@ -91,14 +91,20 @@ class Plan:
     @classmethod
     def pipeline(
         cls,
-        stages: Sequence[Stage],
+        stages: Sequence[Stage] | str,
         num_devices: int,
-        codec: CodecSpec = EXACT,
+        codec: CodecSpec | str = EXACT,
         *,
         micro_batch: int = 1,
         narrowest: CodecSpec | None = None,
     ) -> Plan:
-        """These stages; a device's share is its part of all pieces."""
+        """These stages; a device's share is its part of all pieces. Both as a command line has them, too: stages as
+        ``0:0-24,1:24-48`` (device, first piece, piece after the last), a codec as ``int8`` or ``exact..int4``."""
+        if isinstance(stages, str):
+            stages = parse_stages(stages)
+        if isinstance(codec, str):
+            codec, last = parse_codecs(codec)
+            narrowest = last or narrowest
         pieces = [0] * num_devices
         for stage in stages:
             if not 0 <= stage.device < num_devices:
@@ -188,6 +194,12 @@ def parse_shares(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise PlanError(f"shares {text!r} are not numbers with commas between them, as in 0.6,0.4") from None
+
+
+def parse_codecs(text: str) -> tuple[CodecSpec, CodecSpec | None]:
+    """Read what may travel between stages: ``int8``, or the widest and the narrowest of a range, ``exact..int4``."""
+    widest, _, narrowest = text.partition("..")
+    return CodecSpec.parse(widest), CodecSpec.parse(narrowest) if narrowest else None
 
 
 _FIELDS = {"schema_version", "strategy", "shares", "codec", "stages", "micro_batch", "narrowest"}

@@ -72,6 +72,8 @@ def _text_preparer(directory: Path, spec: ModelSpec) -> Prepare:
             if not text.strip():
                 raise InputError("an input text is empty")
         tokens = tokenizer(list(texts), return_tensors="pt", padding=len(texts) > 1)
+        if not tokens["input_ids"].shape[1]:  # transformers makes one without words where its files are missing
+            raise ModelFilesError(f"the tokenizer of {directory} makes no tokens of a text: it has no tokenizer.json?")
         return {name: tokens[name] for name in names if name in tokens}
 
     return prepare
