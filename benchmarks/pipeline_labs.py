@@ -33,7 +33,7 @@ from edgeprism.simulate.pipeline import simulate
 from edgeprism.simulate.published import published
 from edgeprism.specs.codec import EXACT
 from edgeprism.specs.model import ModelSpec
-from edgeprism.specs.plan import Plan, Stage, parse_stages
+from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.pipeline.partition import cut_bytes, num_pieces, piece_macs, piece_values
 
 Stages = tuple[Stage, ...]
@@ -302,12 +302,12 @@ def on_device(order: dict[str, Any]) -> dict[str, Any]:
     with edgeprism.Cluster.from_file(order["cluster"], require_all=True) as cluster:
         for name, text in order["stages"].items():
             num = cluster.num_devices
-            plan = Plan.even("replica", num) if text is None else Plan.pipeline(parse_stages(text), num)
+            plan = "replica" if text is None else Plan.pipeline(text, num)
             began_s = time.monotonic()
             with edgeprism.load(order["model"], cluster=cluster, plan=plan, max_pending=1000) as engine:
                 loaded_s = time.monotonic() - began_s
                 inputs = example(engine, 1, TEXT_TOKENS)
-                found["streams"][name] = {"stages": text, "load_s": loaded_s, **_stream(engine, inputs, order, plan)}
+                found["streams"][name] = {"stages": text, "load_s": loaded_s, **_stream(engine, inputs, order)}
     if order["alone"]:
         try:
             with edgeprism.load(order["model"], plan="local") as engine:
@@ -324,7 +324,7 @@ def on_device(order: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _stream(engine: Any, inputs: dict[str, Any], order: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def _stream(engine: Any, inputs: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
     """Seconds between two that are done while all stages are busy, and what each device computed."""
     engine(**inputs)
     done_s: list[float] = []
@@ -339,13 +339,13 @@ def _stream(engine: Any, inputs: dict[str, Any], order: dict[str, Any], plan: Pl
     print(file=sys.stderr)
     traces = [answer.trace for answer in answers]
     parts = [part for trace in traces for part in trace.devices]
-    first = min(len(plan.stages), len(done_s) // 3)  # the last ones are not slower, while stages before drain
+    first = min(len(traces[0].plan.stages), len(done_s) // 3)  # the last ones are not slower, while stages before drain
     return {
         "period_s": (done_s[-1] - done_s[first]) / (len(done_s) - 1 - first),
         "failures": sorted({text for trace in traces for text in trace.failures}),
         "compute_s": {
             str(device): statistics.median(compute_s)
-            for device in range(len(plan.shares))
+            for device in sorted({part.device for part in parts})
             if (compute_s := [part.compute_s for part in parts if part.device == device and part.compute_s])
         },
     }
