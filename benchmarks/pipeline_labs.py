@@ -197,7 +197,7 @@ def clusters(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]
         except LabError:
             refused.append({"speeds": devices.speeds, "rate_mbit": devices.rate_mbit})
             continue
-        sample_s = [streams["replica"]["compute_s"][str(device)] for device in range(len(devices.speeds))]
+        sample_s = _sample_s(devices, streams["replica"]["compute_s"])
         simulated_s = simulate(pipeline_on(devices, spec, sample_s), stages, CLUSTER_REQUESTS).period_s
         measured_s = streams["pipeline"]["period_s"]
         rows.append(
@@ -212,6 +212,12 @@ def clusters(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]
     if not off:
         raise LabError("the lab refused every cluster")
     return {"clusters": rows, "refused": refused, "median off": statistics.median(off), "worst off": max(off)}
+
+
+def _sample_s(devices: Devices, compute_s: dict[str, float]) -> list[float]:
+    """Of each device; one that was given no sample is as slow as its speed makes it beside the others."""
+    one_core_s = statistics.median(seconds * devices.speeds[int(device)] for device, seconds in compute_s.items())
+    return [compute_s.get(str(device), one_core_s / speed) for device, speed in enumerate(devices.speeds)]
 
 
 def _some_devices(number: int) -> Devices:

@@ -136,7 +136,7 @@ def test_systems_survive_json() -> None:
         (["published:vit-base:rcc-ve", "--leave", "0:3"], "has the inputs"),
         (["published:vit-base:rcc-ve", "--leave", "zero"], "DEVICE:SECONDS"),
         (["published:vit-base:rcc-ve", "--rate", "-1"], "more than 0"),
-        (["published:vit-base:rcc-ve", "--gantt", "chart.txt"], ".png or .svg"),
+        (["published:vit-base:rcc-ve", "--gantt", "chart.txt"], "FILE.png or FILE.svg"),
     ],
 )
 def test_what_cannot_be_is_one_line(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
