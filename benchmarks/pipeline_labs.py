@@ -34,7 +34,7 @@ from edgeprism.simulate.published import published
 from edgeprism.specs.codec import EXACT
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan, Stage
-from edgeprism.strategies.pipeline.partition import cut_bytes, num_pieces, piece_macs, piece_values
+from edgeprism.strategies.pipeline.partition import cut_bytes, num_pieces, piece_values, piece_work
 
 Stages = tuple[Stage, ...]
 TEXT_TOKENS = 128
@@ -122,10 +122,13 @@ def _over(pipeline: Pipeline, stages: Stages, best_s: float) -> float | None:
     return round(pipeline.period_s(stages) / best_s, 3)
 
 
-def pipeline_on(devices: Devices, model: ModelSpec, sample_s: Sequence[float]) -> Pipeline:
-    """What the planner is told of emulated devices; ``sample_s``: of one sample on each."""
+def pipeline_on(
+    devices: Devices, model: ModelSpec, sample_s: Sequence[float], core_s_per_byte: float = 0.0
+) -> Pipeline:  # fmt: skip
+    """What the planner is told of emulated devices; ``sample_s``: of one sample on each; ``core_s_per_byte``: of a
+    whole core, for what is sent and received."""
     num_tokens = model.max_tokens if model.is_vision else TEXT_TOKENS
-    macs, count = piece_macs(model, num_tokens), len(devices.speeds)
+    macs, count = piece_work(model, num_tokens), len(devices.speeds)
     rate = devices.rate_mbit * 1e6 / 8
     return Pipeline(
         piece_s=tuple(tuple(whole_s * one / sum(macs) for one in macs) for whole_s in sample_s),
@@ -135,6 +138,7 @@ def pipeline_on(devices: Devices, model: ModelSpec, sample_s: Sequence[float]) -
         memory_bytes=(math.inf if devices.memory_mb is None else 1e6 * (devices.memory_mb - IDLE_MB),) * count,
         latency_s=tuple(tuple(0.0 if i == j else 1e-4 for j in range(count)) for i in range(count)),
         bytes_per_s=((rate,) * count,) * count,
+        s_per_byte=tuple(core_s_per_byte / speed for speed in devices.speeds),
     )
 
 
@@ -179,8 +183,9 @@ def unequal(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]:
 
 def clusters(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]:
     """Measured period over the simulated one, for clusters of two to four devices at several rates. What a device takes
-    for a sample is measured while all compute whole ones (`replica`), since cores of one machine slow each other. One
-    that the lab's own check refuses each time is told, and left out."""
+    for a sample is measured while all compute whole ones (`replica`), since cores of one machine slow each other; what
+    it takes for a byte, on a partition other than the simulated one. A cluster that the lab's own check refuses each
+    time is told, and left out."""
     rows, refused = [], []
     directory = make_model(folder, "tiny" if is_small else "vit-base")
     spec = ModelSpec.from_directory(Path(directory))
@@ -189,7 +194,8 @@ def clusters(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]
         pipeline = pipeline_on(devices, spec, devices.by_speed)
         rng = random.Random(100 + number)
         stages = BASELINES[rng.choice(list(BASELINES))](pipeline, range(pipeline.num_devices))
-        plans = {"replica": None, "pipeline": _text(stages)}
+        others = BASELINES["even"](pipeline, range(pipeline.num_devices)[::-1])
+        plans = {"replica": None, "other": _text(others), "pipeline": _text(stages)}
         order = {"model": directory, "stages": plans, "requests": 6 if is_small else CLUSTER_REQUESTS}
         try:
             with _Lab(devices, folder, is_checked=not is_small, models=Path(directory).parent) as lab:
@@ -198,11 +204,14 @@ def clusters(folder: Path, make_model: Any, *, is_small: bool) -> dict[str, Any]
             refused.append({"speeds": devices.speeds, "rate_mbit": devices.rate_mbit})
             continue
         sample_s = _sample_s(devices, streams["replica"]["compute_s"])
-        simulated_s = simulate(pipeline_on(devices, spec, sample_s), stages, CLUSTER_REQUESTS).period_s
+        core_s_per_byte = _core_s_per_byte(devices, spec, sample_s, others, streams["other"]["compute_s"])
+        told = pipeline_on(devices, spec, sample_s, core_s_per_byte)
+        simulated_s = simulate(told, stages, CLUSTER_REQUESTS).period_s
         measured_s = streams["pipeline"]["period_s"]
         rows.append(
             {
                 "speeds": devices.speeds, "rate_mbit": devices.rate_mbit, "stages": _text(stages), "sample_s": sample_s,
+                "core_s_per_byte": core_s_per_byte,
                 "measured_s": measured_s, "simulated_s": simulated_s, "ratio": measured_s / simulated_s,
                 "streams": streams,
             }
@@ -218,6 +227,18 @@ def _sample_s(devices: Devices, compute_s: dict[str, float]) -> list[float]:
     """Of each device; one that was given no sample is as slow as its speed makes it beside the others."""
     one_core_s = statistics.median(seconds * devices.speeds[int(device)] for device, seconds in compute_s.items())
     return [compute_s.get(str(device), one_core_s / speed) for device, speed in enumerate(devices.speeds)]
+
+
+def _core_s_per_byte(
+    devices: Devices, model: ModelSpec, sample_s: Sequence[float], stages: Stages, compute_s: dict[str, float]
+) -> float:
+    """What stages took longer than their part of a sample, for each byte that they were sent or sent: the middle."""
+    of_pieces, of_bytes = pipeline_on(devices, model, sample_s), pipeline_on(devices, model, sample_s, 1.0)
+    found = []
+    for stage in stages:
+        pieces_s, core_s = of_pieces.compute_s(stage), of_bytes.compute_s(stage) - of_pieces.compute_s(stage)
+        found.append((compute_s[str(stage.device)] - pieces_s) / core_s)
+    return max(0.0, statistics.median(found))
 
 
 def _some_devices(number: int) -> Devices:

@@ -110,6 +110,7 @@ def some(seed: int) -> Pipeline:
         bytes_per_s=tuple(tuple(rng.choice([10.0, 50.0, 1000.0]) for _ in range(devices)) for _ in range(devices)),
         queue_length=rng.choice([0, 1]),
         home=rng.randrange(devices),
+        s_per_byte=rng.choice([(), tuple(rng.choice([0.0, 0.01, 0.1]) for _ in range(devices))]),
     )
 
 

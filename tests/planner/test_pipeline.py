@@ -12,6 +12,7 @@ import pytest
 from benchmarks.planner import every_partition, large, least, some
 from edgeprism.errors import InputError, PlanError
 from edgeprism.planner import baselines
+from edgeprism.planner.fewer import with_fewer
 from edgeprism.planner.one_medium import fastest_on_one_medium, lower_bound_s
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.quickest import quickest
@@ -109,6 +110,37 @@ def test_sums_that_round(piece_s: tuple[tuple[float, ...], ...]) -> None:
         bytes_per_s=((math.inf,) * 2,) * 2,
     )
     assert pipeline.request_s(quickest(pipeline)) == pytest.approx(least(pipeline, pipeline.request_s), rel=1e-6)
+
+
+def test_fewer_devices_still_fit() -> None:
+    """Of any pipeline: a partition, within memory, hardly slower than the best."""
+    for seed in range(200):
+        pipeline = some(seed)
+        for search, measure in ((fastest, pipeline.period_s), (quickest, pipeline.request_s)):
+            try:
+                best = pipeline.runnable(search(pipeline))
+            except PlanError:
+                continue
+            found = with_fewer(pipeline, best, measure)
+            pipeline.check(found)
+            assert measure(found) <= measure(best) * 1.01 and len(found) <= len(best)
+
+
+def test_a_piece_that_is_next_to_nothing_stays() -> None:
+    """A last piece of a thousandth, which the best partition hands to a third device; a hundredth of the time it saves
+    is worth no device, a tenth is."""
+    for last_s, count in ((0.001, 2), (0.1, 3)):
+        pipeline = Pipeline(
+            piece_s=((1.0, 1.0, last_s),) * 3,
+            cut_bytes=(1,) * 4,
+            weight_bytes=(1,) * 3,
+            work_bytes=(0,) * 3,
+            memory_bytes=(math.inf,) * 3,
+            latency_s=((0.0,) * 3,) * 3,
+            bytes_per_s=((1000.0,) * 3,) * 3,
+        )
+        best = pipeline.runnable(fastest(pipeline))
+        assert len(best) == 3 and len(with_fewer(pipeline, best, pipeline.period_s)) == count
 
 
 def test_who_has_the_last_stage_has_pieces() -> None:

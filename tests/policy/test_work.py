@@ -46,6 +46,4 @@ def test_parts_for_the_head(architecture: str) -> None:
         for (start, stop), work in list(zip(token_bounds(num_tokens, shares), works, strict=True))[1:]:
             layouts = reads.layouts(start, stop, batch, model.spec.hidden_size, torch.float32)
             num_bytes = sum(4 * prod(shape) for _, shape in layouts)
-            if model.spec.architecture == "DeiTForImageClassificationWithTeacher" and start == 0:
-                num_bytes //= 2  # its second row is not counted
             assert work.result_bytes == num_bytes + FRAME_BYTES

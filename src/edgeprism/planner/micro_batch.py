@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgeprism.errors import PlanError
+from edgeprism.planner.fewer import with_fewer
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
@@ -31,8 +32,8 @@ def best_pipeline(make: Callable[[int], Pipeline], sizes: Sequence[int], batch: 
     for size in sizes:
         pipeline = make(size)
         try:
-            searches = (fastest,) if objective == "throughput" else (quickest, fastest)
-            found = [pipeline.runnable(search(pipeline)) for search in searches]
+            searches = ((fastest, pipeline.period_s), (quickest, pipeline.request_s))[: 1 + (objective != "throughput")]
+            found = [with_fewer(pipeline, pipeline.runnable(search(pipeline)), least) for search, least in searches]
         except PlanError as exc:
             why = why or exc
             continue

@@ -36,6 +36,8 @@ class Pipeline:
     latency_s: Matrix
     """From device to device."""
     bytes_per_s: Matrix
+    s_per_byte: tuple[float, ...] = ()
+    """Of each device's computing, for what its stage is sent and sends: the same cores carry it. Empty: nothing."""
     queue_length: int = 2
     """Micro-batches that a stage keeps of what comes, and of what goes."""
     has_one_medium: bool = False
@@ -54,12 +56,13 @@ class Pipeline:
             "memory_bytes": len(self.memory_bytes) == devices,
             "latency_s": [len(row) for row in self.latency_s] == [devices] * devices,
             "bytes_per_s": [len(row) for row in self.bytes_per_s] == [devices] * devices,
+            "s_per_byte": len(self.s_per_byte) in (0, devices),
         }
         if wrong := [name for name, fits in lengths.items() if not fits]:
             raise InputError(f"{wrong[0]} does not fit {pieces} pieces and {devices} devices")
         if not 0 <= self.home < devices:
             raise InputError(f"the inputs are on device {self.home}, and there are {devices}")
-        if min(map(min, self.piece_s)) < 0 or min(map(min, self.latency_s)) < 0:
+        if min(map(min, (*self.piece_s, *self.latency_s, (0.0, *self.s_per_byte)))) < 0:
             raise InputError("a pipeline's seconds are not negative")
         if min(map(min, self.bytes_per_s)) <= 0:
             raise InputError("a link's rate is more than 0")
@@ -75,8 +78,20 @@ class Pipeline:
         return len(self.piece_s)
 
     def compute_s(self, stage: Stage) -> float:
-        """Seconds of a stage's computing."""
-        return math.fsum(self.piece_s[stage.device][stage.start : stage.stop])
+        """Seconds of a stage's computing, and of handling what comes and goes."""
+        device, start, stop = stage.device, stage.start, stage.stop
+        return math.fsum([*self.piece_s[device][start:stop], self.taken_s(device, start), self.given_s(device, stop)])
+
+    def taken_s(self, device: int, start: int) -> float:
+        """Seconds of a device's computing that go into taking what its stage begins with."""
+        return 0.0 if device == self.home and start == 0 else self._handled_s(device, start)
+
+    def given_s(self, device: int, stop: int) -> float:
+        """Seconds of its computing that go into handing on what its stage ends with."""
+        return 0.0 if device == self.home and stop == self.num_pieces else self._handled_s(device, stop)
+
+    def _handled_s(self, device: int, cut: int) -> float:
+        return self.s_per_byte[device] * self.cut_bytes[cut] if self.s_per_byte else 0.0
 
     def transfer_s(self, sender: int, receiver: int, cut: int) -> float:
         """Seconds of handing on what is at a cut; none where it stays. Outputs go home from the device that has the

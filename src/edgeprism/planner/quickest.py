@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgeprism.errors import PlanError
 from edgeprism.planner.own_links import fastest_on_own_links
 from edgeprism.planner.pipeline import Pipeline
-from edgeprism.planner.sets import check_num_devices
+from edgeprism.planner.sets import check_num_devices, computing
 from edgeprism.specs.plan import Stage
 
 Times = npt.NDArray[np.float64]
@@ -41,7 +41,7 @@ class _Quickest:
         devices, cuts = pipeline.num_devices, pipeline.num_pieces + 1
         self._devices, self._cuts = devices, cuts
         piece_s = np.array(pipeline.piece_s)
-        self._prefix = np.concatenate([np.zeros((devices, 1)), np.cumsum(piece_s, axis=1)], axis=1)
+        self._begun_s, self._ended_s = computing(pipeline)
         self._transfer_s = np.array(
             [
                 [[pipeline.transfer_s(one, other, cut) for cut in range(cuts)] for other in range(devices)]
@@ -137,7 +137,8 @@ class _Quickest:
         return found_s, parents
 
     def _computed(self, arrived_s: Times, senders: Numbers, device: int) -> tuple[Times, Parents]:
-        relative_s = arrived_s - self._prefix[device]
+        relative_s = arrived_s - self._begun_s[device]
+        through_s = self._ended_s[device] - self._begun_s[device]  # of a stage without pieces, by cut
         done_s = np.full(arrived_s.shape, np.inf)
         parents = np.zeros(arrived_s.shape, dtype=np.uint16)
         rows = np.flatnonzero(np.isfinite(relative_s).any(axis=1))
@@ -149,9 +150,9 @@ class _Quickest:
                 continue
             chosen = choices.argmin(axis=1)
             chosen = chosen + starts.start if isinstance(starts, slice) else starts[chosen]
-            computed_s = relative_s[each, chosen] + self._prefix[device, stop]
-            # a stage without pieces takes no time, to the last bit: it must not win by how sums are rounded
-            done_s[rows, stop] = np.where(chosen == stop, arrived_s[:, stop], computed_s)
+            computed_s = relative_s[each, chosen] + self._ended_s[device, stop]
+            # a stage without pieces is not told apart by how sums are rounded: it would win
+            done_s[rows, stop] = np.where(chosen == stop, arrived_s[:, stop] + through_s[stop], computed_s)
             parents[rows, stop] = senders[each, chosen] << CUT_BITS | chosen
         return done_s, parents
 

@@ -47,10 +47,20 @@ def layers(num_devices: int) -> Iterator[Layer]:
 
 def stage_seconds(pipeline: Pipeline) -> Seconds:
     """Of computing, by device, start and stop."""
-    devices = pipeline.num_devices
-    prefix = np.concatenate([np.zeros((devices, 1)), np.cumsum(np.array(pipeline.piece_s), axis=1)], axis=1)
-    found: Seconds = prefix[:, None, :] - prefix[:, :, None]
+    begun_s, ended_s = computing(pipeline)
+    found: Seconds = ended_s[:, None, :] - begun_s[:, :, None]
     return found
+
+
+def computing(pipeline: Pipeline) -> tuple[Seconds, Seconds]:
+    """(begun, ended) by device and cut: what a stage between two cuts computes is ``ended`` at its stop less ``begun``
+    at its start."""
+    devices, cuts = range(pipeline.num_devices), range(pipeline.num_pieces + 1)
+    sums = np.cumsum(np.array(pipeline.piece_s), axis=1)
+    prefix = np.concatenate([np.zeros((len(devices), 1)), sums], axis=1)
+    taken_s = np.array([[pipeline.taken_s(device, cut) for cut in cuts] for device in devices])
+    given_s = np.array([[pipeline.given_s(device, cut) for cut in cuts] for device in devices])
+    return prefix - taken_s, prefix + given_s
 
 
 def fits(pipeline: Pipeline) -> Flags:

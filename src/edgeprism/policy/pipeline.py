@@ -17,7 +17,7 @@ from edgeprism.strategies.pipeline.partition import (
     TEXTS_A_STAGE,
     cut_bytes,
     kept_bytes,
-    piece_macs,
+    piece_work,
     work_bytes,
 )
 
@@ -37,7 +37,7 @@ def pipeline_of(
     multiply-accumulates; one that was not measured is not used. ``memory_bytes`` by device: no limit where none is
     given. Models that generate keep keys and values of ``num_tokens`` for as many texts as may be in flight."""
     (work,) = work_of(model, Plan.local(), batch=micro_batch, num_tokens=num_tokens, element_bytes=element_bytes)
-    macs = piece_macs(model, num_tokens)
+    macs = piece_work(model, num_tokens)
     devices = range(len(costs.devices))
     seconds = [dot(one.compute, work.compute_features()) if one.compute else 0.0 for one in costs.devices]
     limits = {device: (memory_bytes or {}).get(device, math.inf) for device in costs.measured}
@@ -52,6 +52,7 @@ def pipeline_of(
         latency_s=latency_s,
         has_one_medium=network.is_one_medium,
         bytes_per_s=bytes_per_s,
+        s_per_byte=tuple(one.compute[-1] / 1e6 if one.compute else 0.0 for one in costs.devices),
     )
 
 

@@ -11,7 +11,15 @@ from functools import lru_cache
 
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.specs.codec import CodecSpec
-from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES, block_macs, handed_out
+from edgeprism.specs.cost import (
+    PIXEL_BYTES,
+    TEXT_TOKEN_BYTES,
+    block_macs,
+    handed_out,
+    head_macs,
+    output_bytes,
+    rows_read,
+)
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.replica.partition import sample_bounds
@@ -21,7 +29,6 @@ ROW_KNOTS = (96, 384)
 """A matrix product of few rows takes longer for each row than one of many: seconds a row may change at these."""
 LINEAR_FEATURES = range(1, 2 + len(ROW_KNOTS))
 """Those of `DeviceWork.compute_features` that count multiply-accumulates of linear layers."""
-OUTPUT_BYTES = 4  # of one number of an output, in float32
 SUM_BYTES = 4  # of one value of a sum of rows, in float32
 FRAME_BYTES = 400  # of a RESULT frame without tensors: its trace
 
@@ -97,16 +104,16 @@ def work_of(model: ModelSpec, plan: Plan, *, batch: int, num_tokens: int, elemen
 
 def _whole(model: ModelSpec, num_samples: int, num_tokens: int, sample_bytes: int) -> DeviceWork:
     """Whole samples, on the coordinator where they need not travel (``sample_bytes`` 0)."""
-    reads = _rows_read(model, 0, num_tokens, num_tokens)
+    reads = rows_read(model, 0, num_tokens, num_tokens)
     linear, attention = _macs(model, num_tokens, num_tokens, num_tokens, reads)
     embedding = model.embedding_macs(num_tokens)
     return DeviceWork(
         takes_part=True,
         rows=num_samples * num_tokens,
-        linear_macs=num_samples * (linear + embedding + _head_macs(model, num_tokens)),
+        linear_macs=num_samples * (linear + embedding + head_macs(model, num_tokens)),
         attention_macs=num_samples * attention,
         input_bytes=num_samples * sample_bytes,
-        result_bytes=num_samples * _output_bytes(model, num_tokens) + FRAME_BYTES if sample_bytes else 0,
+        result_bytes=num_samples * output_bytes(model, num_tokens) + FRAME_BYTES if sample_bytes else 0,
     )
 
 
@@ -127,13 +134,13 @@ def _sequence(model: ModelSpec, plan: Plan, batch: int, num_tokens: int, element
         received = [codec.num_rows(bounds[peer][1] - bounds[peer][0]) for peer in heard]
         key_rows = count + sum(received)
         projected = key_rows if codec.travels == "rows" else count
-        reads = _rows_read(model, start, stop, num_tokens)
+        reads = rows_read(model, start, stop, num_tokens)
         linear, attention = _macs(model, count, key_rows, projected, reads)
         given = handed_out(
             model, start, stop, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes
         )  # fmt: skip
         embedding = model.embedding_macs(num_tokens) if index == 0 or given.embeds else 0
-        head = _head_macs(model, num_tokens) if index == 0 else 0
+        head = head_macs(model, num_tokens) if index == 0 else 0
         first, overlaps = _parts(model, codec, count, key_rows, projected)
         works.append(
             DeviceWork(
@@ -180,30 +187,8 @@ def _parts(
     return (keys_values, queries) if codec.travels == "keys_values" else (0.0, keys_values + queries)
 
 
-def _rows_read(model: ModelSpec, start: int, stop: int, num_tokens: int) -> int:
-    """Rows that the head wants of the tokens [start, stop) of one sample."""
-    if model.head_reads == "all":
-        return stop - start
-    row = 0 if model.head_reads == "first" else num_tokens - 1
-    return int(start <= row < stop)
-
-
 def _part_bytes(model: ModelSpec, start: int, reads: int, element_bytes: int) -> int:
     """Of what a device sends of one sample for the head, from ``reads`` rows of which the first is token ``start``."""
     if model.head_averages:
         return model.hidden_size * (SUM_BYTES + (element_bytes if start == 0 else 0))
     return reads * model.hidden_size * element_bytes
-
-
-def _head_macs(model: ModelSpec, num_tokens: int) -> int:
-    """Of one sample's head, where it makes a number for each word of a vocabulary; any other is small."""
-    if model.architecture.endswith("ForMaskedLM"):  # a layer of its own comes first
-        return num_tokens * model.hidden_size * (model.hidden_size + model.vocab_size)
-    return num_tokens * model.hidden_size * model.vocab_size if model.generates else 0
-
-
-def _output_bytes(model: ModelSpec, num_tokens: int) -> int:
-    """Of one sample's output."""
-    if model.generates or model.architecture.endswith("ForMaskedLM"):
-        return num_tokens * model.vocab_size * OUTPUT_BYTES
-    return OUTPUT_BYTES * (model.num_labels or num_tokens * model.hidden_size)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from edgeprism.errors import PeerError, PlanError
+from edgeprism.planner.fewer import with_fewer
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.quickest import quickest
 from edgeprism.planner.throughput import fastest
@@ -35,7 +36,7 @@ from edgeprism.strategies.pipeline.partition import (
     cut_bytes,
     kept_bytes,
     num_pieces,
-    piece_macs,
+    piece_work,
     stage_weight_bytes,
     work_bytes,
 )
@@ -91,7 +92,10 @@ def split_by_layers(
     left_out = "; ".join(f"device {device} is left out: {why}" for device, why in sorted(absent.items()))
     pipeline = _pipeline(model, devices, dtype.itemsize)
     try:
-        stages = pipeline.runnable(fastest(pipeline) if objective == "throughput" else quickest(pipeline))
+        if objective == "throughput":
+            stages = with_fewer(pipeline, pipeline.runnable(fastest(pipeline)), pipeline.period_s)
+        else:
+            stages = with_fewer(pipeline, pipeline.runnable(quickest(pipeline)), pipeline.request_s)
     except PlanError as exc:
         if is_needed:
             raise PlanError(f"{exc}{'; ' if left_out else ''}{left_out}") from exc
@@ -142,7 +146,7 @@ def _pays(pipeline: Pipeline, stages: Sequence[Stage], holds: Sequence[bool]) ->
 def _pipeline(model: ModelSpec, devices: Sequence[_Device], element_bytes: int) -> Pipeline:
     """Of single samples, which for texts are short ones."""
     num_tokens = model.usual_tokens
-    macs, num = piece_macs(model, num_tokens), num_pieces(model)
+    macs, num = piece_work(model, num_tokens), num_pieces(model)
     network = Network(
         links=tuple(
             link_costs(one.link, device=place) for place, one in enumerate(devices) if one.link is not None

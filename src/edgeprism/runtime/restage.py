@@ -28,7 +28,7 @@ from edgeprism.strategies.pipeline.partition import (
     cut_bytes,
     even,
     kept_bytes,
-    piece_macs,
+    piece_work,
     stage_weight_bytes,
     work_bytes,
 )
@@ -173,7 +173,7 @@ class Restaging:
         as memory allows."""
         if {stage.device for stage in wanted} == {*devices}:
             return tuple(wanted)
-        macs = piece_macs(self._spec, self._spec.max_tokens)
+        macs = piece_work(self._spec, self._spec.max_tokens)
         parts = {stage.device: float(sum(macs[stage.start : stage.stop])) for stage in wanted}
         used = [device for device in devices if parts.get(device)] or list(devices)
         stages = even(macs, used, [parts.get(device) or 1.0 for device in used])
@@ -217,7 +217,7 @@ class Restaging:
         """For the planner: how fast they are beside each other, and their memory; links that cost nothing."""
         spec, count, element_bytes = self._spec, len(devices), self._model.dtype.itemsize
         num_tokens, batch = spec.usual_tokens, self._micro_batch
-        macs, no_limit = piece_macs(spec, spec.max_tokens), math.inf
+        macs, no_limit = piece_work(spec, spec.max_tokens), math.inf
         return Pipeline(
             piece_s=tuple(tuple(one / speed for one in macs) for speed in speeds),
             cut_bytes=cut_bytes(spec, EXACT, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes),
@@ -233,7 +233,7 @@ class Restaging:
 
     def _cut(self, ready: Sequence[int]) -> tuple[Stage, ...]:
         """By speed, for whatever length requests have: so stages stay as they are from one to the next."""
-        macs, speeds = piece_macs(self._spec, self._spec.max_tokens), self._members.macs_per_s
+        macs, speeds = piece_work(self._spec, self._spec.max_tokens), self._members.macs_per_s
         used = ready[: len(macs)]
         return even(macs, used, [speeds.get(device) or speeds[COORDINATOR] for device in used])
 

@@ -14,19 +14,20 @@ from edgeprism.planner.pipeline import Pipeline
 SCHEMA_VERSION = 1
 _FIELDS = ("schema_version", "source", "model", "micro_batch", "cut_bytes", "weight_bytes", "work_bytes", "devices",
            "latency_s", "has_one_medium")  # fmt: skip
-_DEVICE_FIELDS = ("name", "count", "piece_s", "bytes_per_s", "memory_bytes")
+_DEVICE_FIELDS = ("name", "count", "piece_s", "bytes_per_s", "memory_bytes", "s_per_byte")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceKind:
     """``piece_s``: seconds of each piece for one micro-batch. ``bytes_per_s``: of its link; between two devices the
-    slower one counts."""
+    slower one counts. ``s_per_byte``: of its computing, for each byte that it is sent or sends."""
 
     name: str
     count: int
     piece_s: tuple[float, ...]
     bytes_per_s: float
     memory_bytes: float = float("inf")
+    s_per_byte: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,7 @@ class System:
             bytes_per_s=tuple(
                 tuple(rate_factor * min(one.bytes_per_s, other.bytes_per_s) for other in kinds) for one in kinds
             ),
+            s_per_byte=tuple(kind.s_per_byte for kind in kinds),
         )
 
     @classmethod
@@ -133,6 +135,7 @@ class System:
                     "name": kind.name, "count": kind.count, "piece_s": list(kind.piece_s),
                     "bytes_per_s": kind.bytes_per_s,
                     **({} if kind.memory_bytes == float("inf") else {"memory_bytes": kind.memory_bytes}),
+                    "s_per_byte": kind.s_per_byte,
                 }
                 for kind in self.devices
             ],
@@ -156,6 +159,7 @@ def _kind(document: Any) -> DeviceKind:
         piece_s=piece_s,
         bytes_per_s=bytes_per_s,
         memory_bytes=_number(document, "memory_bytes") if has_limit else float("inf"),
+        s_per_byte=_number(document, "s_per_byte", default=0.0),
     )
 
 

@@ -9,6 +9,7 @@ from edgeprism.specs.model import ModelSpec
 
 PIXEL_BYTES = 1  # of one value of a picture that comes from eight bits a channel
 NUM_LEVELS = 256  # of a channel of such a picture
+OUTPUT_BYTES = 4  # of one number of an output, in float32
 TEXT_TOKEN_BYTES = 8
 """A token of a text as it is handed out: id and position in int32 (sequence), or the id in int64 (replica)."""
 
@@ -122,3 +123,25 @@ def whole_model_macs(model: ModelSpec, num_tokens: int) -> int:
     """Multiply-accumulates of one sample on one device: the embedding and every block, without the head."""
     block = block_macs(model, own_rows=num_tokens, key_rows=num_tokens, projected_rows=num_tokens)
     return model.embedding_macs(num_tokens) + model.num_layers * block
+
+
+def rows_read(model: ModelSpec, start: int, stop: int, num_tokens: int) -> int:
+    """Rows that the head wants of the tokens [start, stop) of one sample; the last block computes no others."""
+    if model.head_reads == "all":
+        return stop - start
+    first = 0 if model.head_reads == "first" else num_tokens - 1
+    return max(0, min(stop, first + model.num_rows_read) - max(start, first))
+
+
+def head_macs(model: ModelSpec, num_tokens: int) -> int:
+    """Of one sample's head, where it makes a number for each word of a vocabulary; any other is small."""
+    if model.architecture.endswith("ForMaskedLM"):  # a layer of its own comes first
+        return num_tokens * model.hidden_size * (model.hidden_size + model.vocab_size)
+    return num_tokens * model.hidden_size * model.vocab_size if model.generates else 0
+
+
+def output_bytes(model: ModelSpec, num_tokens: int) -> int:
+    """Of one sample's output."""
+    if model.generates or model.architecture.endswith("ForMaskedLM"):
+        return OUTPUT_BYTES * num_tokens * model.vocab_size
+    return OUTPUT_BYTES * (model.num_labels or num_tokens * model.hidden_size)

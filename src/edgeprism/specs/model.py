@@ -120,6 +120,11 @@ class ModelSpec:
         return "last" if self.is_causal and self.architecture.endswith("ForSequenceClassification") else "all"
 
     @property
+    def num_rows_read(self) -> int:
+        """How many, where these are not all: DeiT with a teacher reads its distillation token beside CLS."""
+        return 2 if self.architecture == "DeiTForImageClassificationWithTeacher" else 1
+
+    @property
     def head_averages(self) -> bool:
         """Whether its head reads the mean of the patches, so that of all these rows one sum travels (DINOv2)."""
         return self.architecture == "Dinov2ForImageClassification"

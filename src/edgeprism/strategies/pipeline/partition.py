@@ -9,14 +9,13 @@ from itertools import accumulate
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.errors import PlanError
 from edgeprism.specs.codec import CodecSpec
-from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES
+from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES, head_macs, output_bytes, rows_read
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
 
 ROTARY = ("llama", "qwen2")  # families without a table of positions
 TEXTS_A_STAGE = 2
 """Texts in flight for each stage, so that none waits; every stage keeps keys and values of all in flight."""
-OUTPUT_BYTES = 4  # of one number of an output, in float32
 
 
 def num_pieces(model: ModelSpec) -> int:
@@ -35,19 +34,31 @@ def check(model: ModelSpec, plan: Plan) -> None:
 
 
 def piece_macs(model: ModelSpec, num_tokens: int) -> tuple[int, ...]:
-    """Multiply-accumulates of each piece for one sample; the first one's with the embedding. They add up to
-    `specs.cost.whole_model_macs`."""
+    """Multiply-accumulates of each piece for one sample as papers count, every block whole; the first one's with the
+    embedding. They add up to `specs.cost.whole_model_macs`."""
+    embedding, *others = _block(model, num_tokens, num_tokens) * model.num_layers
+    return embedding + model.embedding_macs(num_tokens), *others
+
+
+def piece_work(model: ModelSpec, num_tokens: int) -> tuple[int, ...]:
+    """The same as a run does it, by which time goes: in the last block only the rows that the head reads, and with the
+    last piece the head, where that makes a number for each word of a vocabulary."""
+    whole = _block(model, num_tokens, num_tokens)
+    last_block = _block(model, num_tokens, rows_read(model, 0, num_tokens, num_tokens))
+    first, *others, last = whole * (model.num_layers - 1) + last_block
+    return first + model.embedding_macs(num_tokens), *others, last + head_macs(model, num_tokens)
+
+
+def _block(model: ModelSpec, num_tokens: int, num_rows: int) -> tuple[int, int, int, int]:
+    """The pieces of one block, of whose tokens these rows go on."""
     width, wide = model.hidden_size, model.intermediate_size
-    attention = num_tokens * width * (width + 2 * model.key_value_width) + 2 * num_tokens * num_tokens * width
-    block = (
-        attention,
-        num_tokens * width * width,
-        (model.mlp_matrices - 1) * num_tokens * width * wide,
-        num_tokens * width * wide,
+    keys_values = 2 * num_tokens * width * model.key_value_width
+    return (
+        keys_values + num_rows * width * width + 2 * num_rows * num_tokens * width,
+        num_rows * width * width,
+        (model.mlp_matrices - 1) * num_rows * width * wide,
+        num_rows * width * wide,
     )
-    pieces = list(block * model.num_layers)
-    pieces[0] += model.embedding_macs(num_tokens)
-    return tuple(pieces)
 
 
 def piece_values(model: ModelSpec) -> tuple[int, ...]:
@@ -99,19 +110,25 @@ def cut_bytes(
     model: ModelSpec, codec: CodecSpec, *, num_tokens: int, batch: int, element_bytes: int
 ) -> tuple[int, ...]:
     """What travels at each cut for so many samples: the inputs, then what goes on between pieces (the rows, and where a
-    block is cut inside of its halves what they are added to), last the outputs."""
+    block is cut inside of its halves what they are added to; in the last block of the rows that the head reads), last
+    the outputs."""
 
-    def rows(*widths: int) -> int:
-        return sum(
-            payload_bytes(codec, num_tokens=num_tokens, width=width, batch=batch, element_bytes=element_bytes)
-            for width in widths
-        )
+    def cuts(num_rows: int) -> tuple[int, int, int, int]:
+        """Behind each piece of a block, of whose tokens these rows go on."""
 
-    width, wide = model.hidden_size, model.intermediate_size
-    inside = (rows(width, width), rows(width), rows(width, wide), rows(width))
+        def rows(*widths: int) -> int:
+            return sum(
+                payload_bytes(codec, num_tokens=num_rows, width=width, batch=batch, element_bytes=element_bytes)
+                for width in widths
+            )
+
+        width, wide = model.hidden_size, model.intermediate_size
+        return rows(width, width), rows(width), rows(width, wide), rows(width)
+
     value_bytes = PIXEL_BYTES if model.is_vision else TEXT_TOKEN_BYTES
     inputs = batch * model.input_values(num_tokens) * value_bytes
-    return (inputs, *(inside * model.num_layers)[:-1], batch * _output_values(model, num_tokens) * OUTPUT_BYTES)
+    last = cuts(rows_read(model, 0, num_tokens, num_tokens))[:-1]
+    return inputs, *cuts(num_tokens) * (model.num_layers - 1), *last, batch * output_bytes(model, num_tokens)
 
 
 def even(macs: Sequence[int], devices: Sequence[int], shares: Sequence[float] | None = None) -> tuple[Stage, ...]:
@@ -155,9 +172,3 @@ def _nearest_cuts(done: Sequence[int], parts: Sequence[float], limit: float) -> 
                     found[stop] = total, [*cuts, stop]
         best = found
     return best[len(done) - 1][1]
-
-
-def _output_values(model: ModelSpec, num_tokens: int) -> int:
-    if model.generates or model.architecture.endswith("ForMaskedLM"):
-        return num_tokens * model.vocab_size
-    return model.num_labels or num_tokens * model.hidden_size

@@ -1,0 +1,41 @@
+"""Partitions without devices that save next to nothing.
+
+The best partition takes every device that saves anything, were it one row of one product; each is one more that has to
+answer, and one more link. A published optimum means exact seconds; who runs it would rather have fewer devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+from edgeprism.planner.pipeline import Pipeline
+from edgeprism.specs.plan import Stage
+
+WORTH_IT = 0.01
+"""Of the time, what another device has to save."""
+
+Stages = Sequence[Stage]
+
+
+def with_fewer(pipeline: Pipeline, stages: Stages, measure: Callable[[Stages], float]) -> tuple[Stage, ...]:
+    """Stages given to a neighbour, one after another, as long as memory allows it and ``measure`` of all grows by no
+    more than ``WORTH_IT`` together."""
+    found, limit_s = tuple(stages), measure(stages) * (1 + WORTH_IT)
+    while True:
+        others = [one for one in _merged(found) if _fits(pipeline, one) and measure(one) <= limit_s]
+        if not others:
+            return found
+        found = min(others, key=measure)
+
+
+def _merged(stages: tuple[Stage, ...]) -> Iterator[tuple[Stage, ...]]:
+    """With one stage less: the pieces of two neighbours on either's device."""
+    for index, (one, other) in enumerate(pairwise(stages)):
+        for device in (one.device, other.device):
+            yield *stages[:index], replace(one, device=device, stop=other.stop), *stages[index + 2 :]
+
+
+def _fits(pipeline: Pipeline, stages: Stages) -> bool:
+    return all(pipeline.stage_bytes(stage) <= pipeline.memory_bytes[stage.device] for stage in stages)
