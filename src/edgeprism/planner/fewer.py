@@ -1,7 +1,7 @@
 """Partitions without devices that save next to nothing.
 
 The best partition takes every device that saves anything, were it one row of one product; each is one more that has to
-answer, and one more link. A published optimum means exact seconds; who runs it would rather have fewer devices.
+answer, and one more link. So much is left of what could be saved, and no more.
 """
 
 from __future__ import annotations
