@@ -69,14 +69,14 @@ def two(folder: Path, *, is_small: bool) -> dict[str, Any]:
     """Two processes of one core against one, in turns."""
     import edgeprism
     from edgeprism.specs.plan import Plan
-    from edgeprism.strategies.pipeline.partition import even, piece_work
+    from edgeprism.strategies.pipeline.partition import even
 
     directory = make_model(folder, "tiny" if is_small else "vit-base")
     with (
         edgeprism.Cluster.spawn(2) as cluster,
         edgeprism.load(directory, cluster=cluster, plan="replica") as engine,
     ):
-        stages = even(piece_work(engine.spec, engine.spec.max_tokens), [0, 1])
+        stages = even(engine.spec, engine.spec.max_tokens, [0, 1])
         plans = {
             "local": Plan.local(),
             "pipeline": Plan.pipeline(stages, 2, micro_batch=MICRO_BATCH),
@@ -118,7 +118,7 @@ def memory(folder: Path, *, is_small: bool) -> dict[str, Any]:
     """Private memory of a worker: idle, and at most while it loads and runs a stage."""
     import edgeprism
     from edgeprism.specs.plan import Plan
-    from edgeprism.strategies.pipeline.partition import even, num_pieces, piece_work, stage_weight_bytes
+    from edgeprism.strategies.pipeline.partition import even, num_pieces, stage_weight_bytes
 
     small, large = make_model(folder, "tiny"), make_model(folder, "tiny" if is_small else "vit-large")
     figures: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def memory(folder: Path, *, is_small: bool) -> dict[str, Any]:
                     for answer in [engine.submit(**inputs_of(engine, 1)) for _ in range(12)]:
                         answer.result()
             figures[name] = watch.stop()
-    stage = even(piece_work(spec, spec.max_tokens), [0, 1])[1]
+    stage = even(spec, spec.max_tokens, [0, 1])[1]
     weights = stage_weight_bytes(spec, stage.start, stage.stop, 4)
     assert stage.stop == num_pieces(spec) and isinstance(Plan.local(), Plan)
     queues = 5 * spec.max_tokens * spec.hidden_size * 4
@@ -182,7 +182,7 @@ def slow(folder: Path, *, is_small: bool) -> dict[str, Any]:
     import edgeprism
     from edgeprism.specs.codec import CodecSpec
     from edgeprism.specs.plan import Plan
-    from edgeprism.strategies.pipeline.partition import even, piece_work
+    from edgeprism.strategies.pipeline.partition import even
 
     directory = make_model(folder, "tiny" if is_small else "vit-base")
     ways = {"float32": ("exact", None), "bfloat16": ("bfloat16", None), "int8": ("int8", None), "int4": ("int4", None),
@@ -192,7 +192,7 @@ def slow(folder: Path, *, is_small: bool) -> dict[str, Any]:
         edgeprism.Cluster.spawn(2, link_rate_mbit=10.0) as cluster,
         edgeprism.load(directory, cluster=cluster, plan="replica") as engine,
     ):
-        stages = even(piece_work(engine.spec, engine.spec.max_tokens), [0, 1])
+        stages = even(engine.spec, engine.spec.max_tokens, [0, 1])
         inputs = inputs_of(engine, num)
         engine.use("local")
         right = torch.cat([engine(pixel_values=one[None]).logits for one in inputs["pixel_values"]])

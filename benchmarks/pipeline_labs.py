@@ -67,6 +67,8 @@ LAB_CASES: dict[str, dict[str, Any]] = {
 UNEQUAL = Devices(speeds=(0.12,) * 8 + (0.06,) * 8)
 NUM_CLUSTERS, CLUSTER_REQUESTS = 10, 40
 LAB_STARTS = 5
+CORE_S_PER_BYTE = 4e-9
+"""Of a whole core, for what is sent or received: about what `clusters` finds."""
 IDLE_MB = 300
 """What a worker takes before it holds anything."""
 SMALL = Devices(speeds=(0.4, 0.4))
@@ -123,7 +125,7 @@ def _over(pipeline: Pipeline, stages: Stages, best_s: float) -> float | None:
 
 
 def pipeline_on(
-    devices: Devices, model: ModelSpec, sample_s: Sequence[float], core_s_per_byte: float = 0.0
+    devices: Devices, model: ModelSpec, sample_s: Sequence[float], core_s_per_byte: float = CORE_S_PER_BYTE
 ) -> Pipeline:  # fmt: skip
     """What the planner is told of emulated devices; ``sample_s``: of one sample on each; ``core_s_per_byte``: of a
     whole core, for what is sent and received."""
@@ -233,7 +235,7 @@ def _core_s_per_byte(
     devices: Devices, model: ModelSpec, sample_s: Sequence[float], stages: Stages, compute_s: dict[str, float]
 ) -> float:
     """What stages took longer than their part of a sample, for each byte that they were sent or sent: the middle."""
-    of_pieces, of_bytes = pipeline_on(devices, model, sample_s), pipeline_on(devices, model, sample_s, 1.0)
+    of_pieces, of_bytes = pipeline_on(devices, model, sample_s, 0.0), pipeline_on(devices, model, sample_s, 1.0)
     found = []
     for stage in stages:
         pieces_s, core_s = of_pieces.compute_s(stage), of_bytes.compute_s(stage) - of_pieces.compute_s(stage)

@@ -108,7 +108,7 @@ def test_the_command_reads_the_map(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["plan", str(tmp_path), "--plan", "pipeline", "--devices", "4"]) == 0
     text = capsys.readouterr().out
     assert "pipeline of 4 stages, micro-batches of 1" in text and "`edgeprism profile` measures" in text
-    assert text.endswith("To run it: --plan pipeline --stages 0:0-11,1:11-22,2:22-33,3:33-48\n")
+    assert text.endswith("To run it: --plan pipeline --stages 0:0-10,1:10-22,2:22-34,3:34-48\n")
     for words, why in (
         (("--memory-mb", "1,1"), "--memory-mb needs a performance map"),
         (("--objective", "latency"), "--objective needs a performance map"),

@@ -7,7 +7,7 @@ import argparse
 from edgeprism.errors import InputError, PlanError
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import Plan, parse_codecs, parse_shares, parse_stages
-from edgeprism.strategies.pipeline.partition import check, even, num_pieces, piece_work
+from edgeprism.strategies.pipeline.partition import check, even, num_pieces
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,5 +49,5 @@ def plan_of(args: argparse.Namespace, spec: ModelSpec, num_devices: int, num_tok
     devices = [device for device, share in enumerate(shares) if share > 0]
     if len(devices) > num_pieces(spec):
         raise PlanError(f"{len(devices)} devices, and {spec.architecture} has {num_pieces(spec)} pieces")
-    stages = even(piece_work(spec, num_tokens), devices, [shares[device] for device in devices])
+    stages = even(spec, num_tokens, devices, [shares[device] for device in devices])
     return Plan.pipeline(stages, num_devices, codec, micro_batch=micro_batch, narrowest=narrowest)

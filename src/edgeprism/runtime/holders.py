@@ -14,7 +14,7 @@ from edgeprism.runtime.machine import memory_available_bytes
 from edgeprism.runtime.messages import LoadOrder
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.plan import Plan, Stage
-from edgeprism.strategies.pipeline.partition import check, even, num_pieces, piece_work, stage_weight_bytes
+from edgeprism.strategies.pipeline.partition import check, even, num_pieces, stage_weight_bytes
 from edgeprism.wire.transport import COORDINATOR
 
 OrderOf = Callable[[tuple[int, int]], LoadOrder]
@@ -33,7 +33,7 @@ class Holders:
             self.stages: tuple[Stage, ...] = plan.stages
         else:  # equal work; fewer devices where there are fewer pieces
             used = devices[: num_pieces(self.spec)]
-            self.stages = even(piece_work(self.spec, self.spec.max_tokens), used)
+            self.stages = even(self.spec, self.spec.max_tokens, used)
         self._planned = self.stages
 
     def own(self) -> Model:

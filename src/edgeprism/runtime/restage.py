@@ -28,6 +28,7 @@ from edgeprism.strategies.pipeline.partition import (
     cut_bytes,
     even,
     kept_bytes,
+    num_pieces,
     piece_work,
     stage_weight_bytes,
     work_bytes,
@@ -176,7 +177,7 @@ class Restaging:
         macs = piece_work(self._spec, self._spec.max_tokens)
         parts = {stage.device: float(sum(macs[stage.start : stage.stop])) for stage in wanted}
         used = [device for device in devices if parts.get(device)] or list(devices)
-        stages = even(macs, used, [parts.get(device) or 1.0 for device in used])
+        stages = even(self._spec, self._spec.max_tokens, used, [parts.get(device) or 1.0 for device in used])
         return stages if self._share is None else self._within_memory(stages, parts)
 
     def _within_memory(self, stages: tuple[Stage, ...], parts: Mapping[int, float]) -> tuple[Stage, ...]:
@@ -233,9 +234,9 @@ class Restaging:
 
     def _cut(self, ready: Sequence[int]) -> tuple[Stage, ...]:
         """By speed, for whatever length requests have: so stages stay as they are from one to the next."""
-        macs, speeds = piece_work(self._spec, self._spec.max_tokens), self._members.macs_per_s
-        used = ready[: len(macs)]
-        return even(macs, used, [speeds.get(device) or speeds[COORDINATOR] for device in used])
+        speeds, used = self._members.macs_per_s, ready[: num_pieces(self._spec)]
+        shares = [speeds.get(device) or speeds[COORDINATOR] for device in used]
+        return even(self._spec, self._spec.max_tokens, used, shares)
 
     def _as_plan(self, stages: tuple[Stage, ...], given: str | Plan, codec: CodecSpec) -> Plan:
         if not isinstance(given, Plan):

@@ -8,12 +8,15 @@ from itertools import accumulate
 
 from edgeprism.codecs.size import payload_bytes
 from edgeprism.errors import PlanError
-from edgeprism.specs.codec import CodecSpec
+from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.cost import PIXEL_BYTES, TEXT_TOKEN_BYTES, head_macs, output_bytes, rows_read
 from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
 
 ROTARY = ("llama", "qwen2")  # families without a table of positions
+AS_EVEN = 0.03
+"""By how much an even partition's longest stage may take longer, so that a cut within an MLP, where five times as much
+travels as between blocks, is not taken for next to nothing."""
 TEXTS_A_STAGE = 2
 """Texts in flight for each stage, so that none waits; every stage keeps keys and values of all in flight."""
 
@@ -131,14 +134,19 @@ def cut_bytes(
     return inputs, *cuts(num_tokens) * (model.num_layers - 1), *last, batch * output_bytes(model, num_tokens)
 
 
-def even(macs: Sequence[int], devices: Sequence[int], shares: Sequence[float] | None = None) -> tuple[Stage, ...]:
+def even(
+    model: ModelSpec, num_tokens: int, devices: Sequence[int], shares: Sequence[float] | None = None
+) -> tuple[Stage, ...]:  # fmt: skip
     """Stages on these devices in this order, none without a piece, so that the one that takes longest for its share (by
-    default the same for all) takes as short as can be; the others are as near to their shares as that allows."""
+    default the same for all) takes as short as can be, or up to ``AS_EVEN`` longer where less travels then; the others
+    are as near to their shares as that allows."""
+    macs = piece_work(model, num_tokens)
     if len(devices) > len(macs):
         raise PlanError(f"{len(devices)} devices, and the model has {len(macs)} pieces; use fewer devices")
     parts = [1.0] * len(devices) if shares is None else [max(share, 1e-9) for share in shares]
     done = [0, *accumulate(macs)]
-    cuts = _nearest_cuts(done, parts, _least_limit(done, parts) * (1 + 1e-9))
+    sent = cut_bytes(model, EXACT, num_tokens=num_tokens, batch=1, element_bytes=4)
+    cuts = _cheapest_cuts(done, sent, parts, _least_limit(done, parts) * (1 + AS_EVEN))
     return tuple(
         Stage(device=device, start=start, stop=stop)
         for device, start, stop in zip(devices, cuts, cuts[1:], strict=False)
@@ -157,18 +165,19 @@ def _least_limit(done: Sequence[int], parts: Sequence[float]) -> float:
     return best[len(done) - 1]
 
 
-def _nearest_cuts(done: Sequence[int], parts: Sequence[float], limit: float) -> list[int]:
-    """Of the cuts within the limit those whose stages are nearest to the shares, in squares."""
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [0])}
+def _cheapest_cuts(done: Sequence[int], sent: Sequence[int], parts: Sequence[float], limit: float) -> list[int]:
+    """Of the cuts within the limit those at which the fewest bytes are ``sent``; of these the ones whose stages are
+    nearest to the shares, in squares."""
+    best: dict[int, tuple[int, float, list[int]]] = {0: (0, 0.0, [0])}
     for part in parts:
-        found: dict[int, tuple[float, list[int]]] = {}
-        for start, (cost, cuts) in best.items():
+        found: dict[int, tuple[int, float, list[int]]] = {}
+        for start, (num_bytes, squares, cuts) in best.items():
             for stop in range(start + 1, len(done)):
                 work = done[stop] - done[start]
                 if work > limit * part:
                     break
-                total = cost + work * work / part
-                if stop not in found or total < found[stop][0]:
-                    found[stop] = total, [*cuts, stop]
+                total = num_bytes + sent[stop], squares + work * work / part
+                if stop not in found or total < found[stop][:2]:
+                    found[stop] = *total, [*cuts, stop]
         best = found
-    return best[len(done) - 1][1]
+    return best[len(done) - 1][2]
