@@ -51,7 +51,7 @@ def test_two_equal_devices_have_a_half_each() -> None:
     rows_s = document["stages"][1]["bytes_in"] / 50e6  # cut within an MLP, five times a block's rows
     assert document["request_s"] == pytest.approx(alone_s + rows_s, rel=0.05)
     assert sum(row["pieces"][1] - row["pieces"][0] for row in document["stages"]) == 48
-    assert all(ratio >= document["period_s"] for ratio in document["baselines"].values())
+    assert all(1.02 * baseline_s >= document["period_s"] for baseline_s in document["baselines"].values())
 
 
 def test_a_slow_device_gets_little_and_a_slow_link_nothing() -> None:
@@ -88,8 +88,20 @@ def test_devices_on_one_medium_share_it() -> None:
     links = tuple(replace(link, both_factor=0.5) for link in found.costs.links)
     shared = replace(found, costs=replace(found.costs, links=links))
     alone, together = planned(found, rate_mbit=50.0), planned(shared, rate_mbit=50.0)
-    assert together["period_s"] > alone["period_s"] and len(together["stages"]) < len(alone["stages"])
+    between = [sum(row["bytes_in"] for row in document["stages"][1:]) for document in (alone, together)]
+    assert together["period_s"] > alone["period_s"] and between[1] < 0.6 * between[0]
     assert "over one medium" in "\n".join(as_text(together)) and "medium" not in "\n".join(as_text(alone))
+
+
+def test_what_bytes_take_is_in_the_map() -> None:
+    """Carrying, laying out and staging a megabyte, as it was fitted: 0.2 ms, 0.2 ms and 3 ms."""
+    found = performance_map()
+    devices = tuple(replace(one, staging=(0.001, 0.003)) for one in found.costs.devices)
+    pipeline = pipeline_of(
+        replace(found.costs, devices=devices), found.model, Network.measured(found.costs), num_tokens=197,
+        micro_batch=1, element_bytes=4,
+    )  # fmt: skip
+    assert pipeline.s_per_byte == pytest.approx((3.4e-9, 3.4e-9))
 
 
 def test_memory_is_kept_to() -> None:
@@ -108,7 +120,7 @@ def test_the_command_reads_the_map(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["plan", str(tmp_path), "--plan", "pipeline", "--devices", "4"]) == 0
     text = capsys.readouterr().out
     assert "pipeline of 4 stages, micro-batches of 1" in text and "`edgeprism profile` measures" in text
-    assert text.endswith("To run it: --plan pipeline --stages 0:0-10,1:10-22,2:22-34,3:34-48\n")
+    assert text.endswith("To run it: --plan pipeline --stages 0:0-11,1:11-22,2:22-34,3:34-48\n")
     for words, why in (
         (("--memory-mb", "1,1"), "--memory-mb needs a performance map"),
         (("--objective", "latency"), "--objective needs a performance map"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from edgeprism.cli.main import main
 from edgeprism.simulate.published import published
 from edgeprism.simulate.system import System
+from edgeprism.specs.plan import Stage
 
 SIMPLE: dict[str, Any] = {
     "schema_version": 1,
@@ -109,8 +111,15 @@ def test_a_chart_is_drawn(simple: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "board 1" in text and "were begun again, on stages 0:0-4" in text
 
 
-def test_systems_survive_json() -> None:
-    """Those published, too."""
+def test_systems_survive_json(simple: Path) -> None:
+    """Those published, too; and what bytes take, which slows a stage."""
+    plain = System.read(simple)
+    kinds = tuple(replace(kind, s_per_byte=1e-9) for kind in plain.devices)
+    slower = replace(plain, devices=kinds)
+    assert System.from_json(json.loads(json.dumps(slower.to_json()))) == slower
+    stage = Stage(device=1, start=0, stop=1)
+    carried_s = 1e-9 * (plain.cut_bytes[0] + plain.cut_bytes[1])
+    assert slower.pipeline().compute_s(stage) == pytest.approx(plain.pipeline().compute_s(stage) + carried_s)
     system = published("published:vit-base:rcc-ve=2,minnowboard")
     assert System.from_json(json.loads(json.dumps(system.to_json()))) == system
     assert system.names == ("rcc-ve 1", "rcc-ve 2", "minnowboard")

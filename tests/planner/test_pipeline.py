@@ -112,6 +112,30 @@ def test_sums_that_round(piece_s: tuple[tuple[float, ...], ...]) -> None:
     assert pipeline.request_s(quickest(pipeline)) == pytest.approx(least(pipeline, pipeline.request_s), rel=1e-6)
 
 
+def test_carrying_bytes_takes_time() -> None:
+    """By hand: a stage takes what comes and hands on what goes, but home neither inputs nor outputs; a device that only
+    passes rows on pays for both ways."""
+    pipeline = Pipeline(
+        piece_s=((1.0,) * 3,) * 3,
+        cut_bytes=(1000, 100, 10, 7),
+        weight_bytes=(1,) * 3,
+        work_bytes=(0,) * 3,
+        memory_bytes=(math.inf,) * 3,
+        latency_s=((0.0,) * 3,) * 3,
+        bytes_per_s=((math.inf,) * 3,) * 3,
+        s_per_byte=(0.01, 0.1, 0.001),
+    )
+    for device, start, stop, seconds in (
+        (0, 0, 1, 1 + 1.0), (0, 1, 2, 1 + 1.1), (0, 1, 3, 2 + 1.0), (0, 0, 3, 3.0), (1, 0, 1, 1 + 110.0),
+        (1, 2, 3, 1 + 1.7), (2, 1, 1, 0.2),
+    ):  # fmt: skip
+        assert pipeline.compute_s(Stage(device=device, start=start, stop=stop)) == pytest.approx(seconds)
+    with pytest.raises(InputError, match="s_per_byte does not fit"):
+        replace(pipeline, s_per_byte=(0.1,))
+    with pytest.raises(InputError, match="not negative"):
+        replace(pipeline, s_per_byte=(0.1, -1.0, 0.1))
+
+
 def test_fewer_devices_still_fit() -> None:
     """Of any pipeline: a partition, within memory, hardly slower than the best."""
     for seed in range(200):
@@ -123,12 +147,12 @@ def test_fewer_devices_still_fit() -> None:
                 continue
             found = with_fewer(pipeline, best, measure)
             pipeline.check(found)
-            assert measure(found) <= measure(best) * 1.01 and len(found) <= len(best)
+            assert measure(found) <= measure(best) * 1.02 and len(found) <= len(best)
 
 
 def test_a_piece_that_is_next_to_nothing_stays() -> None:
-    """A last piece of a thousandth, which the best partition hands to a third device; a hundredth of the time it saves
-    is worth no device, a tenth is."""
+    """A last piece that the best partition hands to a third device: a thousandth of the time is worth no device, a tenth
+    is."""
     for last_s, count in ((0.001, 2), (0.1, 3)):
         pipeline = Pipeline(
             piece_s=((1.0, 1.0, last_s),) * 3,

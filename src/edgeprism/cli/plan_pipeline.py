@@ -19,7 +19,7 @@ from edgeprism.policy.pipeline import pipeline_of
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.performance_map import PerformanceMap
 from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage, parse_codecs, parse_stages
-from edgeprism.strategies.pipeline.partition import cut_bytes, piece_macs, piece_values
+from edgeprism.strategies.pipeline.partition import cut_bytes, piece_values, piece_work
 
 
 def plan_pipeline(
@@ -71,7 +71,7 @@ def as_document(
     plan: Plan, pipeline: Pipeline | None, model: ModelSpec, *, num_tokens: int, element_bytes: int
 ) -> dict[str, Any]:
     """Plain JSON values: a row for each stage, and what the whole takes where that is known."""
-    macs, values = piece_macs(model, num_tokens), piece_values(model)
+    macs, values = piece_work(model, num_tokens), piece_values(model)
     cuts = cut_bytes(
         model, plan.codec, num_tokens=num_tokens, batch=plan.micro_batch, element_bytes=element_bytes
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Partitions without devices that save next to nothing.
+"""Partitions without devices whose pieces a neighbour can take for next to nothing.
 
 The best partition takes every device that saves anything, were it one row of one product; each is one more that has to
 answer, and one more link. So much is left of what could be saved, and no more.
@@ -13,7 +13,7 @@ from itertools import pairwise
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.specs.plan import Stage
 
-WORTH_IT = 0.01
+WORTH_IT = 0.02
 """Of the time, what another device has to save."""
 
 Stages = Sequence[Stage]
@@ -27,7 +27,7 @@ def with_fewer(pipeline: Pipeline, stages: Stages, measure: Callable[[Stages], f
         others = [one for one in _merged(found) if _fits(pipeline, one) and measure(one) <= limit_s]
         if not others:
             return found
-        found = min(others, key=measure)
+        found = min(others, key=lambda one: (measure(one), pipeline.request_s(one)))
 
 
 def _merged(stages: tuple[Stage, ...]) -> Iterator[tuple[Stage, ...]]:

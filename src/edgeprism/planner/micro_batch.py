@@ -32,18 +32,21 @@ def best_pipeline(make: Callable[[int], Pipeline], sizes: Sequence[int], batch: 
     for size in sizes:
         pipeline = make(size)
         try:
-            searches = ((fastest, pipeline.period_s), (quickest, pipeline.request_s))[: 1 + (objective != "throughput")]
-            found = [with_fewer(pipeline, pipeline.runnable(search(pipeline)), least) for search, least in searches]
+            searches = (fastest,) if objective == "throughput" else (quickest, fastest)
+            found = [pipeline.runnable(search(pipeline)) for search in searches]
         except PlanError as exc:
             why = why or exc
             continue
-        for stages in found:
+
+        def score_s(stages: Sequence[Stage], pipeline: Pipeline = pipeline, size: int = size) -> float:
             period_s = pipeline.period_s(stages)
-            score_s = period_s / size
-            if objective != "throughput":
-                score_s = pipeline.request_s(stages) + (math.ceil(batch / size) - 1) * period_s
-            if best is None or score_s < best[0] * (1 - 1e-9):
-                best = score_s, BestPipeline(stages=stages, pipeline=pipeline, micro_batch=size)
+            if objective == "throughput":
+                return period_s / size
+            return pipeline.request_s(stages) + (math.ceil(batch / size) - 1) * period_s
+
+        for stages in (with_fewer(pipeline, one, score_s) for one in found):
+            if best is None or score_s(stages) < best[0] * (1 - 1e-9):
+                best = score_s(stages), BestPipeline(stages=stages, pipeline=pipeline, micro_batch=size)
     if best is None:
         assert why is not None
         raise why

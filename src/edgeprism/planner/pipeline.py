@@ -37,7 +37,8 @@ class Pipeline:
     """From device to device."""
     bytes_per_s: Matrix
     s_per_byte: tuple[float, ...] = ()
-    """Of each device's computing, for what its stage is sent and sends: the same cores carry it. Empty: nothing."""
+    """Of each device's computing, for what its stage is sent and sends: the same cores carry it. Empty: nothing. What
+    home hands out and takes for stages of others is not counted."""
     queue_length: int = 2
     """Micro-batches that a stage keeps of what comes, and of what goes."""
     has_one_medium: bool = False

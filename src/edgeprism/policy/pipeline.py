@@ -11,7 +11,7 @@ from edgeprism.policy.predict import dot
 from edgeprism.policy.work import work_of
 from edgeprism.specs.codec import EXACT, CodecSpec
 from edgeprism.specs.model import ModelSpec
-from edgeprism.specs.performance_map import Costs
+from edgeprism.specs.performance_map import Costs, DeviceCosts
 from edgeprism.specs.plan import Plan
 from edgeprism.strategies.pipeline.partition import (
     TEXTS_A_STAGE,
@@ -52,8 +52,13 @@ def pipeline_of(
         latency_s=latency_s,
         has_one_medium=network.is_one_medium,
         bytes_per_s=bytes_per_s,
-        s_per_byte=tuple(one.compute[-1] / 1e6 if one.compute else 0.0 for one in costs.devices),
+        s_per_byte=tuple(_a_megabyte_s(one) / 1e6 for one in costs.devices),
     )
+
+
+def _a_megabyte_s(costs: DeviceCosts) -> float:
+    """Of the thread that computes a stage: carrying it, laying it out or parsing it, and staging it."""
+    return costs.compute[-1] + costs.wire[-1] + costs.staging[-1] if costs.compute else 0.0
 
 
 def link_matrices(network: Network, num_devices: int) -> tuple[Matrix, Matrix]:

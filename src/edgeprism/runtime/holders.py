@@ -33,7 +33,7 @@ class Holders:
             self.stages: tuple[Stage, ...] = plan.stages
         else:  # equal work; fewer devices where there are fewer pieces
             used = devices[: num_pieces(self.spec)]
-            self.stages = even(self.spec, self.spec.max_tokens, used)
+            self.stages = even(self.spec, self.spec.usual_tokens, used)
         self._planned = self.stages
 
     def own(self) -> Model:

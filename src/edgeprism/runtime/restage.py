@@ -174,10 +174,10 @@ class Restaging:
         as memory allows."""
         if {stage.device for stage in wanted} == {*devices}:
             return tuple(wanted)
-        macs = piece_work(self._spec, self._spec.max_tokens)
+        macs = piece_work(self._spec, self._spec.usual_tokens)
         parts = {stage.device: float(sum(macs[stage.start : stage.stop])) for stage in wanted}
         used = [device for device in devices if parts.get(device)] or list(devices)
-        stages = even(self._spec, self._spec.max_tokens, used, [parts.get(device) or 1.0 for device in used])
+        stages = even(self._spec, self._spec.usual_tokens, used, [parts.get(device) or 1.0 for device in used])
         return stages if self._share is None else self._within_memory(stages, parts)
 
     def _within_memory(self, stages: tuple[Stage, ...], parts: Mapping[int, float]) -> tuple[Stage, ...]:
@@ -218,7 +218,7 @@ class Restaging:
         """For the planner: how fast they are beside each other, and their memory; links that cost nothing."""
         spec, count, element_bytes = self._spec, len(devices), self._model.dtype.itemsize
         num_tokens, batch = spec.usual_tokens, self._micro_batch
-        macs, no_limit = piece_work(spec, spec.max_tokens), math.inf
+        macs, no_limit = piece_work(spec, num_tokens), math.inf
         return Pipeline(
             piece_s=tuple(tuple(one / speed for one in macs) for speed in speeds),
             cut_bytes=cut_bytes(spec, EXACT, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes),
@@ -233,10 +233,10 @@ class Restaging:
         return "".join(f"; device {device}: {why}" for device, why in self._members.absent().items())
 
     def _cut(self, ready: Sequence[int]) -> tuple[Stage, ...]:
-        """By speed, for whatever length requests have: so stages stay as they are from one to the next."""
+        """By speed, for usual requests, whatever they are: so stages stay as they are from one to the next."""
         speeds, used = self._members.macs_per_s, ready[: num_pieces(self._spec)]
         shares = [speeds.get(device) or speeds[COORDINATOR] for device in used]
-        return even(self._spec, self._spec.max_tokens, used, shares)
+        return even(self._spec, self._spec.usual_tokens, used, shares)
 
     def _as_plan(self, stages: tuple[Stage, ...], given: str | Plan, codec: CodecSpec) -> Plan:
         if not isinstance(given, Plan):

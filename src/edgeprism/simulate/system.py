@@ -135,7 +135,7 @@ class System:
                     "name": kind.name, "count": kind.count, "piece_s": list(kind.piece_s),
                     "bytes_per_s": kind.bytes_per_s,
                     **({} if kind.memory_bytes == float("inf") else {"memory_bytes": kind.memory_bytes}),
-                    "s_per_byte": kind.s_per_byte,
+                    **({"s_per_byte": kind.s_per_byte} if kind.s_per_byte else {}),
                 }
                 for kind in self.devices
             ],

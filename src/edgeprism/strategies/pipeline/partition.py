@@ -14,9 +14,12 @@ from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
 
 ROTARY = ("llama", "qwen2")  # families without a table of positions
-AS_EVEN = 0.03
-"""By how much an even partition's longest stage may take longer, so that a cut within an MLP, where five times as much
+AS_EVEN = 0.05
+"""By how much a stage of an even partition may take longer, so that a cut within an MLP, where five times as much
 travels as between blocks, is not taken for next to nothing."""
+FEWEST_ROWS = 32
+"""A product of fewer rows with weights takes as long as one of so many, since the weights have to be read: 24 for one
+row and 55 for eight to thirty-two on a Xeon core."""
 TEXTS_A_STAGE = 2
 """Texts in flight for each stage, so that none waits; every stage keeps keys and values of all in flight."""
 
@@ -44,10 +47,10 @@ def piece_macs(model: ModelSpec, num_tokens: int) -> tuple[int, ...]:
 
 
 def piece_work(model: ModelSpec, num_tokens: int) -> tuple[int, ...]:
-    """The same as a run does it, by which time goes: in the last block only the rows that the head reads, and with the
-    last piece the head, where that makes a number for each word of a vocabulary."""
-    whole = _block(model, num_tokens, num_tokens)
-    last_block = _block(model, num_tokens, rows_read(model, 0, num_tokens, num_tokens))
+    """The same by what a run takes for it: of the last block only the rows that the head reads, or ``FEWEST_ROWS``, and
+    with the last piece the head, where that makes a number for each word of a vocabulary."""
+    num_rows = min(num_tokens, max(FEWEST_ROWS, rows_read(model, 0, num_tokens, num_tokens)))
+    whole, last_block = _block(model, num_tokens, num_tokens), _block(model, num_tokens, num_rows)
     first, *others, last = whole * (model.num_layers - 1) + last_block
     return first + model.embedding_macs(num_tokens), *others, last + head_macs(model, num_tokens)
 
@@ -138,15 +141,17 @@ def even(
     model: ModelSpec, num_tokens: int, devices: Sequence[int], shares: Sequence[float] | None = None
 ) -> tuple[Stage, ...]:  # fmt: skip
     """Stages on these devices in this order, none without a piece, so that the one that takes longest for its share (by
-    default the same for all) takes as short as can be, or up to ``AS_EVEN`` longer where less travels then; the others
-    are as near to their shares as that allows."""
+    default the same for all) takes as short as can be, and the others are as near to their shares as that allows. Then
+    cuts are moved to where less travels near by, if that makes the longer one of two neighbours at most ``AS_EVEN``
+    longer."""
     macs = piece_work(model, num_tokens)
     if len(devices) > len(macs):
         raise PlanError(f"{len(devices)} devices, and the model has {len(macs)} pieces; use fewer devices")
     parts = [1.0] * len(devices) if shares is None else [max(share, 1e-9) for share in shares]
     done = [0, *accumulate(macs)]
+    cuts = _nearest_cuts(done, parts, _least_limit(done, parts) * (1 + 1e-9))
     sent = cut_bytes(model, EXACT, num_tokens=num_tokens, batch=1, element_bytes=4)
-    cuts = _cheapest_cuts(done, sent, parts, _least_limit(done, parts) * (1 + AS_EVEN))
+    cuts = _with_less_sent(cuts, done, sent, parts)
     return tuple(
         Stage(device=device, start=start, stop=stop)
         for device, start, stop in zip(devices, cuts, cuts[1:], strict=False)
@@ -165,19 +170,37 @@ def _least_limit(done: Sequence[int], parts: Sequence[float]) -> float:
     return best[len(done) - 1]
 
 
-def _cheapest_cuts(done: Sequence[int], sent: Sequence[int], parts: Sequence[float], limit: float) -> list[int]:
-    """Of the cuts within the limit those at which the fewest bytes are ``sent``; of these the ones whose stages are
-    nearest to the shares, in squares."""
-    best: dict[int, tuple[int, float, list[int]]] = {0: (0, 0.0, [0])}
+def _nearest_cuts(done: Sequence[int], parts: Sequence[float], limit: float) -> list[int]:
+    """Of the cuts within the limit those whose stages are nearest to the shares, in squares."""
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [0])}
     for part in parts:
-        found: dict[int, tuple[int, float, list[int]]] = {}
-        for start, (num_bytes, squares, cuts) in best.items():
+        found: dict[int, tuple[float, list[int]]] = {}
+        for start, (cost, cuts) in best.items():
             for stop in range(start + 1, len(done)):
                 work = done[stop] - done[start]
                 if work > limit * part:
                     break
-                total = num_bytes + sent[stop], squares + work * work / part
-                if stop not in found or total < found[stop][:2]:
-                    found[stop] = *total, [*cuts, stop]
+                total = cost + work * work / part
+                if stop not in found or total < found[stop][0]:
+                    found[stop] = total, [*cuts, stop]
         best = found
-    return best[len(done) - 1][2]
+    return best[len(done) - 1][1]
+
+
+def _with_less_sent(
+    cuts: Sequence[int], done: Sequence[int], sent: Sequence[int], parts: Sequence[float]
+) -> list[int]:  # fmt: skip
+    """Each cut in turn moved by less than a block, to where the fewest bytes are ``sent``."""
+    moved = list(cuts)
+    for place in range(1, len(cuts) - 1):
+        before, cut, after = moved[place - 1], moved[place], cuts[place + 1]
+
+        def longer(at: int, place: int = place, before: int = before, after: int = after) -> float:
+            """Of the two stages, for their shares."""
+            return max((done[at] - done[before]) / parts[place - 1], (done[after] - done[at]) / parts[place])
+
+        limit = (1 + AS_EVEN) * max(longer(cut), done[-1] / sum(parts))
+        near = range(max(before + 1, cut - PIECES_A_BLOCK + 1), min(after, cut + PIECES_A_BLOCK))
+        allowed = [at for at in near if at == cut or longer(at) <= limit]
+        moved[place] = min(allowed, key=lambda at: (sent[at], longer(at)))
+    return moved
