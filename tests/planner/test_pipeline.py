@@ -151,7 +151,7 @@ def test_fewer_devices_still_fit() -> None:
 
 
 def test_a_piece_that_is_next_to_nothing_stays() -> None:
-    """A last piece that the best partition hands to a third device: a thousandth of the time is worth no device, a tenth
+    """A last piece that the best partition hands to a third device: a thousandth of the time is worth none, a tenth
     is."""
     for last_s, count in ((0.001, 2), (0.1, 3)):
         pipeline = Pipeline(
