@@ -68,7 +68,7 @@ UNEQUAL = Devices(speeds=(0.12,) * 8 + (0.06,) * 8)
 NUM_CLUSTERS, CLUSTER_REQUESTS = 10, 40
 LAB_STARTS = 5
 CORE_S_PER_BYTE = 4e-9
-"""Of a whole core, for what is sent or received: about what `clusters` finds."""
+"""Of a whole core, for what is sent or received; in the middle of what `clusters` finds, which scatters widely."""
 IDLE_MB = 300
 """What a worker takes before it holds anything."""
 SMALL = Devices(speeds=(0.4, 0.4))
