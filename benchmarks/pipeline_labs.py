@@ -29,6 +29,7 @@ from edgeprism.lab.lab import Lab
 from edgeprism.planner.baselines import BASELINES
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.throughput import fastest
+from edgeprism.runtime.heap import keep_freed
 from edgeprism.simulate.pipeline import simulate
 from edgeprism.simulate.published import published
 from edgeprism.specs.codec import EXACT
@@ -67,8 +68,9 @@ LAB_CASES: dict[str, dict[str, Any]] = {
 UNEQUAL = Devices(speeds=(0.12,) * 8 + (0.06,) * 8)
 NUM_CLUSTERS, CLUSTER_REQUESTS = 10, 40
 LAB_STARTS = 5
+ALONE_TIMES = 3
 CORE_S_PER_BYTE = 4e-9
-"""Of a whole core, for what is sent or received; in the middle of what `clusters` finds, which scatters widely."""
+"""Of a whole core, for what is sent or received: what some runs of `clusters` found, which scatter from 0 to 46e-9."""
 IDLE_MB = 300
 """What a worker takes before it holds anything."""
 SMALL = Devices(speeds=(0.4, 0.4))
@@ -119,9 +121,7 @@ def _of_published(speed_ratio: int, memory_ratio: int, rate_mbit: int) -> Pipeli
 
 def _over(pipeline: Pipeline, stages: Stages, best_s: float) -> float | None:
     """How many times as long its period is; None where it does not fit."""
-    if any(pipeline.stage_bytes(stage) > pipeline.memory_bytes[stage.device] for stage in stages):
-        return None
-    return round(pipeline.period_s(stages) / best_s, 3)
+    return round(pipeline.period_s(stages) / best_s, 3) if pipeline.fits(stages) else None
 
 
 def pipeline_on(
@@ -319,17 +319,20 @@ def _text(stages: Stages) -> str:
 
 def on_device(order: dict[str, Any]) -> dict[str, Any]:
     """Device 0 of the lab: streams of single samples through stages, each on devices that hold their own only, or over
-    devices that all hold the whole model (no stages); and through this device alone."""
+    devices that all hold the whole model (no stages); and, before and after each, this device alone."""
     import torch
 
     import edgeprism
-    from edgeprism.errors import EdgeprismError
     from edgeprism.runtime.profiling import example
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {"streams": {}}
-    with edgeprism.Cluster.from_file(order["cluster"], require_all=True) as cluster:
+    with (
+        edgeprism.Cluster.from_file(order["cluster"], require_all=True) as cluster,
+        _Alone(order["model"] if order["alone"] else None) as alone,
+    ):
         for name, text in order["stages"].items():
+            alone_s = alone.measure()
             num = cluster.num_devices
             plan = "replica" if text is None else Plan.pipeline(text, num)
             began_s = time.monotonic()
@@ -337,20 +340,49 @@ def on_device(order: dict[str, Any]) -> dict[str, Any]:
                 loaded_s = time.monotonic() - began_s
                 inputs = example(engine, 1, TEXT_TOKENS)
                 found["streams"][name] = {"stages": text, "load_s": loaded_s, **_stream(engine, inputs, order)}
-    if order["alone"]:
-        try:
-            with edgeprism.load(order["model"], plan="local") as engine:
-                inputs, alone_s = example(engine, 1, TEXT_TOKENS), []
-                for _ in range(4):
-                    began_s = time.monotonic()
-                    engine(**inputs)
-                    alone_s.append(time.monotonic() - began_s)
-            found["one_device_s"] = statistics.median(alone_s[1:])
-            for one in found["streams"].values():
-                one["throughput over one device"] = found["one_device_s"] / one["period_s"]
-        except EdgeprismError as exc:
-            found["one device"] = str(exc)
-    return found
+            if alone_s := [*alone_s, *alone.measure()]:
+                one_s = statistics.median(alone_s)
+                over = {"one_device_s": one_s, "throughput over one device": one_s / found["streams"][name]["period_s"]}
+                found["streams"][name] |= over
+    return {**found, "one device": alone.error} if alone.error else found
+
+
+class _Alone:
+    """This device with the whole model, which it holds beside its stage; or why it cannot. Measured before and after
+    each stream, since machines get faster and slower."""
+
+    def __init__(self, model: str | None) -> None:
+        self._model, self._stack = model, ExitStack()
+        self._engine: Any = None
+        self.error = ""
+
+    def __enter__(self) -> _Alone:
+        import edgeprism
+        from edgeprism.errors import EdgeprismError
+
+        if self._model is not None:
+            try:
+                self._engine = self._stack.enter_context(edgeprism.load(self._model, plan="local"))
+            except EdgeprismError as exc:
+                self.error = str(exc)
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        self._stack.close()
+
+    def measure(self) -> list[float]:
+        """Seconds of some requests, one after the other; none where there is nothing to measure."""
+        from edgeprism.runtime.profiling import example
+
+        seconds: list[float] = []
+        if self._engine is not None:
+            inputs = example(self._engine, 1, TEXT_TOKENS)
+            self._engine(**inputs)
+            for _ in range(ALONE_TIMES):
+                began_s = time.monotonic()
+                self._engine(**inputs)
+                seconds.append(time.monotonic() - began_s)
+        return seconds
 
 
 def _stream(engine: Any, inputs: dict[str, Any], order: dict[str, Any]) -> dict[str, Any]:
@@ -381,7 +413,8 @@ def _stream(engine: Any, inputs: dict[str, Any], order: dict[str, Any]) -> dict[
 
 
 def main(argv: Sequence[str]) -> int:
-    """What device 0 of the lab runs."""
+    """What device 0 of the lab runs, with the memory settings that workers have."""
+    keep_freed()
     order = json.loads(Path(argv[0]).read_text())
     Path(order["out"]).write_text(json.dumps(on_device(order)))
     return 0

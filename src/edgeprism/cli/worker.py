@@ -75,9 +75,11 @@ def execute(args: argparse.Namespace) -> int:
         handler.addFilter(LogBudget())
     need_torch()
     from edgeprism.runtime.cache import cache_root
+    from edgeprism.runtime.heap import keep_freed
     from edgeprism.runtime.remote import serve
     from edgeprism.runtime.weights import WeightCache
 
+    keep_freed()
     cache = WeightCache(args.cache or cache_root() / "weights", int(args.cache_gb * 1e9))
 
     serve(

@@ -24,7 +24,7 @@ def with_fewer(pipeline: Pipeline, stages: Stages, measure: Callable[[Stages], f
     more than ``WORTH_IT`` together."""
     found, limit_s = tuple(stages), measure(stages) * (1 + WORTH_IT)
     while True:
-        others = [one for one in _merged(found) if _fits(pipeline, one) and measure(one) <= limit_s]
+        others = [one for one in _merged(found) if pipeline.fits(one) and measure(one) <= limit_s]
         if not others:
             return found
         found = min(others, key=lambda one: (measure(one), pipeline.request_s(one)))
@@ -35,7 +35,3 @@ def _merged(stages: tuple[Stage, ...]) -> Iterator[tuple[Stage, ...]]:
     for index, (one, other) in enumerate(pairwise(stages)):
         for device in (one.device, other.device):
             yield *stages[:index], replace(one, device=device, stop=other.stop), *stages[index + 2 :]
-
-
-def _fits(pipeline: Pipeline, stages: Stages) -> bool:
-    return all(pipeline.stage_bytes(stage) <= pipeline.memory_bytes[stage.device] for stage in stages)

@@ -21,7 +21,16 @@ import numpy.typing as npt
 from edgeprism.errors import PlanError
 from edgeprism.planner.own_links import fastest_on_own_links
 from edgeprism.planner.pipeline import NOTHING, Pipeline
-from edgeprism.planner.sets import Layer, check_num_devices, farthest, fits, layers, stage_seconds, what_lacks
+from edgeprism.planner.sets import (
+    Layer,
+    check_num_devices,
+    farthest,
+    fits,
+    layers,
+    stage_seconds,
+    transfer_seconds,
+    what_lacks,
+)
 from edgeprism.specs.plan import Stage
 
 EXACT_UP_TO = 8  # devices
@@ -62,13 +71,10 @@ class _Exact:
 
     def __init__(self, pipeline: Pipeline, devices: Sequence[int]) -> None:
         self._pipeline, self._devices = pipeline, tuple(devices)
-        cuts = pipeline.num_pieces + 1
         self._stage_s = stage_seconds(pipeline)[list(devices)]  # (device, start, stop)
         self._fits = fits(pipeline)[list(devices)]
-        everyone = (*devices, pipeline.home)
-        self._transfer_s = np.array(
-            [[[pipeline.transfer_s(one, other, cut) for cut in range(cuts)] for other in everyone] for one in everyone]
-        )  # (sender, receiver, cut); last comes home
+        everyone = [*devices, pipeline.home]  # last comes home
+        self._transfer_s = transfer_seconds(pipeline)[np.ix_(everyone, everyone)]
         self._layers = list(layers(len(devices)))
         self._parents: dict[tuple[int, int], tuple[Numbers, Numbers]] = {}
 

@@ -20,7 +20,15 @@ import numpy.typing as npt
 
 from edgeprism.errors import PlanError
 from edgeprism.planner.pipeline import Pipeline
-from edgeprism.planner.sets import check_num_devices, farthest, fits, layers, stage_seconds, what_lacks
+from edgeprism.planner.sets import (
+    check_num_devices,
+    farthest,
+    fits,
+    layers,
+    stage_seconds,
+    transfer_seconds,
+    what_lacks,
+)
 from edgeprism.specs.plan import Stage
 
 WORD_BITS = 64
@@ -65,12 +73,7 @@ class _Search:
         devices, cuts = pipeline.num_devices, pipeline.num_pieces + 1
         self._num_words = -(-cuts // WORD_BITS)
         self._stage_s, self._fits = stage_seconds(pipeline), fits(pipeline)
-        self._transfer_s = np.array(
-            [
-                [[pipeline.transfer_s(one, other, cut) for cut in range(cuts)] for other in range(devices)]
-                for one in range(devices)
-            ]
-        )  # (sender, receiver, cut)
+        self._transfer_s = transfer_seconds(pipeline)
         self._layers = list(layers(devices))
 
     def thresholds(self) -> Table:

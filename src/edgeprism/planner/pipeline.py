@@ -109,6 +109,10 @@ class Pipeline:
         queues = (self.queue_length + 1) * (self.cut_bytes[stage.start] + self.cut_bytes[stage.stop])
         return sum(self.weight_bytes[pieces]) + max(self.work_bytes[pieces], default=0) + queues
 
+    def fits(self, stages: Sequence[Stage]) -> bool:
+        """Whether each device has the memory for its stage."""
+        return all(self.stage_bytes(stage) <= self.memory_bytes[stage.device] for stage in stages)
+
     def transfers(self, stages: Sequence[Stage]) -> list[float]:
         """Seconds of each: the inputs to the first stage, from stage to stage, the outputs home."""
         path = [self.home, *(stage.device for stage in stages), self.home]

@@ -2,8 +2,8 @@
 
 For each set S, its last device e and each cut: the least time at which S can have computed up to there, e being last.
 It comes from S without e, over the device before e and the cut at which e began. Sets are gone through by size; times
-are kept of two sizes, and of all only who was before. What cannot beat the best answer so far is dropped, from some
-good partitions on that are found quickly.
+are kept of two sizes, and of all only who was before. What cannot beat the best answer so far, by a bound of what is
+left (`rest`), is dropped, from some good partitions on that are found quickly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy.typing as npt
 from edgeprism.errors import PlanError
 from edgeprism.planner.own_links import fastest_on_own_links
 from edgeprism.planner.pipeline import Pipeline
-from edgeprism.planner.sets import check_num_devices, computing
+from edgeprism.planner.rest import Rest
+from edgeprism.planner.sets import Flags, check_num_devices, computing, fits, transfer_seconds
 from edgeprism.specs.plan import Stage
 
 Times = npt.NDArray[np.float64]
@@ -40,60 +41,61 @@ class _Quickest:
         self._pipeline = pipeline
         devices, cuts = pipeline.num_devices, pipeline.num_pieces + 1
         self._devices, self._cuts = devices, cuts
-        piece_s = np.array(pipeline.piece_s)
         self._begun_s, self._ended_s = computing(pipeline)
-        self._transfer_s = np.array(
-            [
-                [[pipeline.transfer_s(one, other, cut) for cut in range(cuts)] for other in range(devices)]
-                for one in range(devices)
-            ]
-        )
-        self._rest_s = np.concatenate([np.cumsum(piece_s.min(axis=0)[::-1])[::-1], [0.0]]) * (1 - 1e-12)
-        """By cut: what is left, each piece on the device that is fastest for it."""
-        self._starts = [[self._starts_of(device, stop) for stop in range(cuts)] for device in range(devices)]
+        self._transfer_s, may = transfer_seconds(pipeline), fits(pipeline)
+        self._rest = Rest(pipeline, may, self._transfer_s)
+        every = np.arange(2**devices, dtype=np.int64)
+        self._size_of = sum((every >> device & 1 for device in range(devices)), np.zeros_like(every))
+        self._starts = [[_starts(may[device, :, stop]) for stop in range(cuts)] for device in range(devices)]
         self._row = np.full((devices, 2**devices), _NOWHERE, dtype=np.int64)
         """By device and set: where the set is among those of its size that end with the device; nowhere if none can."""
         self._parents: dict[tuple[int, int], Parents] = {}  # by size and last device: (sets, cuts)
 
-    def _starts_of(self, device: int, stop: int) -> Numbers | slice:
-        """Where a stage of this device may begin that ends there; mostly all from one cut on."""
-        pipeline = self._pipeline
-        starts = [
-            start
-            for start in range(stop + 1)
-            if pipeline.stage_bytes(Stage(device=device, start=start, stop=stop)) <= pipeline.memory_bytes[device]
-        ]
-        if starts and len(starts) == starts[-1] - starts[0] + 1:
-            return slice(starts[0], starts[-1] + 1)
-        return np.array(starts, dtype=np.int64)
-
     def stages(self) -> tuple[Stage, ...]:
         """See ``quickest``."""
-        home, every = self._pipeline.home, np.arange(2**self._devices, dtype=np.int64)
-        size_of = sum((every >> device & 1 for device in range(self._devices)), np.zeros_like(every))
         good = self._good()
-        best_s = self._pipeline.request_s(good) * (1 + 1e-9)
+        good_s = self._pipeline.request_s(good) * (1 + 1e-9)
+        return self._within(good_s) or good
+
+    def _within(self, limit_s: float) -> tuple[Stage, ...] | None:
+        """The best of all that take less; None where none does."""
+        home, best_s = self._pipeline.home, limit_s
         before_s: dict[int, Times] = {}
         best: tuple[int, int] | None = None  # a set, and its last device
+        self._row[:] = _NOWHERE
+        self._parents.clear()
+        going_on = np.zeros(1, dtype=np.int64)  # sets that may lead to something, in order; first the one of nobody
+        left_s = np.zeros((1, self._cuts))  # at least, by such a set and cut
         for size in range(1, self._devices + 1):
             now_s: dict[int, Times] = {}
+            of_size = np.unique(going_on[:, None] | 1 << np.arange(self._devices))
+            of_size = of_size[self._size_of[of_size] == size]
+            rest_s, is_going_on = self._rest.of(of_size), np.zeros(len(of_size), dtype=np.bool_)
             for device in range(self._devices):
-                sets = every[(size_of == size) & ((every >> device & 1) == 1)]
-                found_s, parents = self._ending_with(device, sets, before_s)
+                places = np.flatnonzero((of_size >> device & 1) == 1)
+                befores = np.searchsorted(going_on, of_size[places] ^ (1 << device))
+                comes = going_on[np.minimum(befores, len(going_on) - 1)] == of_size[places] ^ (1 << device)
+                places, befores = places[comes], befores[comes]
+                if not len(places):
+                    continue
+                sets = of_size[places]
+                too_late_s = best_s - left_s[befores] + self._rest.arriving_s[device]
+                found_s, parents = self._ending_with(device, sets, before_s, too_late_s)
                 end_s = found_s[:, -1] + self._transfer_s[device, home, -1]
                 if end_s.min() < best_s:
                     best_s, best = float(end_s.min()), (int(sets[end_s.argmin()]), device)
-                found_s[found_s + self._rest_s >= best_s] = np.inf  # what is left takes too long on any devices
+                found_s[found_s + rest_s[places] >= best_s] = np.inf
                 is_kept = np.isfinite(found_s).any(axis=1)
+                is_going_on[places[is_kept]] = True
                 if best is not None and best[1] == device:
                     is_kept |= sets == best[0]
                 self._row[device, sets[is_kept]] = np.arange(is_kept.sum())
                 self._parents[size, device] = parents[is_kept]
                 now_s[device] = found_s[is_kept]
-            before_s = now_s
-            if not any(np.isfinite(found_s).any() for found_s in before_s.values()):
+            before_s, going_on, left_s = now_s, of_size[is_going_on], rest_s[is_going_on]
+            if not len(going_on):
                 break
-        return good if best is None else self._trace(*best, size_of)
+        return None if best is None else self._trace(*best)
 
     def _good(self) -> tuple[Stage, ...]:
         """The best of some good partitions: what cannot beat it need not be looked at. PlanError where nothing fits."""
@@ -113,8 +115,11 @@ class _Quickest:
                 found.append(tuple(stages))
         return min(found, key=pipeline.request_s)
 
-    def _ending_with(self, device: int, sets: Numbers, before_s: dict[int, Times]) -> tuple[Times, Parents]:
-        """When each set can have computed up to each cut, this device being last: (sets, cuts)."""
+    def _ending_with(
+        self, device: int, sets: Numbers, before_s: dict[int, Times], too_late_s: Times
+    ) -> tuple[Times, Parents]:
+        """When each set can have computed up to each cut, this device being last: (sets, cuts). What reaches it too
+        late, by set and cut, is left out."""
         found_s = np.full((len(sets), self._cuts), np.inf)
         parents = np.zeros((len(sets), self._cuts), dtype=np.uint16)
         for part in np.array_split(np.arange(len(sets)), max(1, len(sets) // _CHUNK)):
@@ -133,6 +138,7 @@ class _Quickest:
                 is_first = came_s < arrived_s[is_there]
                 arrived_s[is_there] = np.where(is_first, came_s, arrived_s[is_there])
                 senders[is_there] = np.where(is_first, sender, senders[is_there])
+            arrived_s[arrived_s >= too_late_s[part]] = np.inf
             found_s[part], parents[part] = self._computed(arrived_s, senders, device)
         return found_s, parents
 
@@ -156,13 +162,21 @@ class _Quickest:
             parents[rows, stop] = senders[each, chosen] << CUT_BITS | chosen
         return done_s, parents
 
-    def _trace(self, devices: int, last: int, size_of: Numbers) -> tuple[Stage, ...]:
+    def _trace(self, devices: int, last: int) -> tuple[Stage, ...]:
         stop, stages = self._cuts - 1, list[Stage]()
         while True:
-            number = int(self._parents[int(size_of[devices]), last][self._row[last, devices], stop])
+            number = int(self._parents[int(self._size_of[devices]), last][self._row[last, devices], stop])
             sender, start = number >> CUT_BITS, number & (2**CUT_BITS - 1)
             stages.append(Stage(device=last, start=start, stop=stop))
             devices ^= 1 << last
             if not devices:
                 return tuple(reversed(stages))
             last, stop = sender, start
+
+
+def _starts(may: Flags) -> Numbers | slice:
+    """Where a stage may begin, of flags by cut; mostly all between two."""
+    starts = np.flatnonzero(may)
+    if len(starts) and len(starts) == starts[-1] - starts[0] + 1:
+        return slice(int(starts[0]), int(starts[-1]) + 1)
+    return starts

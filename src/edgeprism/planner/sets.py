@@ -66,18 +66,19 @@ def computing(pipeline: Pipeline) -> tuple[Seconds, Seconds]:
 def fits(pipeline: Pipeline) -> Flags:
     """Whether a device's memory allows a stage, by device, start and stop."""
     cuts = range(pipeline.num_pieces + 1)
-    return np.array(
-        [
-            [
-                [
-                    stop >= start and pipeline.stage_bytes(Stage(device=device, start=start, stop=stop)) <= memory_bytes
-                    for stop in cuts
-                ]
-                for start in cuts
-            ]
-            for device, memory_bytes in enumerate(pipeline.memory_bytes)
-        ]
-    )
+    needed = np.full((len(cuts), len(cuts)), np.inf)  # where a stage would end before it begins
+    for start in cuts:
+        for stop in cuts[start:]:
+            needed[start, stop] = pipeline.stage_bytes(Stage(device=0, start=start, stop=stop))
+    memory_bytes = np.array(pipeline.memory_bytes)[:, None, None]
+    found: Flags = (needed <= memory_bytes) & np.isfinite(needed)
+    return found
+
+
+def transfer_seconds(pipeline: Pipeline) -> Seconds:
+    """Of handing on, by sender, receiver and cut."""
+    devices, cuts = range(pipeline.num_devices), range(pipeline.num_pieces + 1)
+    return np.array([[[pipeline.transfer_s(one, other, cut) for cut in cuts] for other in devices] for one in devices])
 
 
 def farthest(pipeline: Pipeline, stage_s: Seconds, may: Flags, sets: Sequence[Layer], limit_s: float) -> Numbers:

@@ -29,7 +29,7 @@ from edgeprism.runtime.patience import Patience
 from edgeprism.runtime.restage import Restaging
 from edgeprism.runtime.stage import Credits, Done
 from edgeprism.runtime.text import Text
-from edgeprism.runtime.trace import DeviceTrace, Trace
+from edgeprism.runtime.trace import DeviceTrace, Trace, traces_of
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan, Stage
 from edgeprism.strategies.meter import Meter
@@ -269,7 +269,7 @@ class Pipelined:
                 meta=order.to_json(), buffers=buffers,
             )  # fmt: skip
             self._credits.spend(first)
-            micro.request.note([_sent_by(COORDINATOR, num_bytes)])
+            micro.request.note([DeviceTrace.of_sender(COORDINATOR, num_bytes)])
         except PeerError:
             raise
         except FrameError as exc:  # too large to travel
@@ -323,7 +323,7 @@ class Pipelined:
         if micro is None:
             return True
         if done.names:
-            micro.request.note([*_traces_of(order.traces, self._now), trace])
+            micro.request.note([*traces_of(order.traces, self._now), trace])
             self._finish(number, Results(names=done.names, tensors=done.tensors).named())
             return True
         receiver = order.stage.device  # the order is the next stage's by now
@@ -358,7 +358,7 @@ class Pipelined:
             raise FrameError(f"a handover for stage {index} of {len(order.stages)} came here")
         if order.stages[index - 1].device != frame.sender or not self._own.has_room:
             raise FrameError("a handover came from another stage than the one before, or one too many")
-        _traces_of(order.traces, self._now)
+        traces_of(order.traces, self._now)
         if frame.block in self._begun:
             self._own.give(Given(number=frame.block, order=order, what=frame))
         else:  # of a request that was refused meanwhile
@@ -371,7 +371,7 @@ class Pipelined:
         if micro is None:
             return
         found = Results.of_samples(frame, self._staging, micro.batch).named()
-        micro.request.note(_traces_of(frame.info.get("traces"), self._now))
+        micro.request.note(traces_of(frame.info.get("traces"), self._now))
         self._finish(frame.block, found)
 
     def _take_fault(self, frame: Frame) -> None:
@@ -516,24 +516,3 @@ class Pipelined:
 
     def _requests(self) -> list[Request]:
         return list(dict.fromkeys(micro.request for micro in (*self._begun.values(), *self._waiting)))
-
-
-def _sent_by(device: int, num_bytes: int) -> DeviceTrace:
-    """A device that sent something, and did nothing else that was counted."""
-    return DeviceTrace(
-        device=device, work=0, total_s=0.0, compute_s=0.0, codec_s=0.0, staging_s=0.0, wire_s=0.0, wait_s=0.0,
-        bytes_sent=num_bytes, bytes_received=0,
-    )  # fmt: skip
-
-
-def _traces_of(documents: object, stages: Sequence[Stage]) -> list[DeviceTrace]:
-    """Those of the first stages. FrameError where they are not."""
-    if not isinstance(documents, list | tuple) or len(documents) > len(stages):
-        raise FrameError("traces that are not those of the stages")
-    try:
-        return [
-            DeviceTrace.from_json(document, device=stage.device)
-            for document, stage in zip(documents, stages, strict=False)
-        ]
-    except ValueError as exc:
-        raise FrameError(f"a trace that cannot be read: {exc}") from exc

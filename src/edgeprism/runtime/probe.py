@@ -29,6 +29,7 @@ import edgeprism
 from edgeprism.errors import FrameError, PeerError, PeerFault
 from edgeprism.profiler.energy.now import energy_now
 from edgeprism.runtime.cores import available_cores
+from edgeprism.runtime.heap import trim
 from edgeprism.runtime.machine import hardware, memory_available_bytes, power_mode
 from edgeprism.runtime.staging_probe import measure_staging
 from edgeprism.wire.frame import Buffer, Frame, Kind
@@ -62,6 +63,7 @@ def facts(computes_on: str = "", model_bytes: int = 0) -> dict[str, Any]:
     """What another device is told about this one. ``computes_on``: the kind of hardware that has the model, or
     is to have one; ``model_bytes`` of it that are held."""
     torch = sys.modules.get("torch")  # a worker has it; nobody should wait for it here
+    trim()
     return {
         "versions": versions(),
         "machine": platform.machine(),

@@ -13,6 +13,7 @@ import select
 import sys
 from typing import Any
 
+from edgeprism.runtime.heap import keep_freed
 from edgeprism.wire.keys import KeyPair, Peer
 from edgeprism.wire.transport import Transport
 from edgeprism.wire.zmq import ZmqTransport
@@ -21,6 +22,7 @@ from edgeprism.wire.zmq import ZmqTransport
 def main() -> None:
     """Serves until the coordinator closes or ends."""
     logging.basicConfig(level=os.environ.get("EDGEPRISM_LOG", "ERROR"), format="%(name)s: %(message)s")
+    keep_freed()
     introduction = _read_line()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, introduction["cores"])

@@ -17,6 +17,7 @@ from edgeprism.models.model import Model
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.sets import what_lacks
 from edgeprism.planner.throughput import fastest
+from edgeprism.runtime.heap import trim
 from edgeprism.runtime.link_probe import free_bytes
 from edgeprism.runtime.machine import MEMORY_PART, memory_available_bytes
 from edgeprism.runtime.membership import Membership
@@ -205,6 +206,7 @@ class Restaging:
     def _free_bytes(self, devices: Collection[int]) -> dict[int, float]:
         """For weights, of those that say it."""
         found = free_bytes(self._transport, [device for device in devices if device != COORDINATOR], {})
+        trim()
         here = memory_available_bytes()
         if here is not None and self._model.device.type == "cpu":
             own = next((stage for stage in self._held if stage.device == COORDINATOR), None)
@@ -249,7 +251,7 @@ class Restaging:
 def _as_given(stages: Sequence[Stage], pipeline: Pipeline, devices: Sequence[int]) -> tuple[Stage, ...] | None:
     """These, by their places in ``devices``, if the memory of all allows them."""
     placed = tuple(replace(stage, device=devices.index(stage.device)) for stage in stages)
-    return placed if _fits(placed, pipeline) else None
+    return placed if pipeline.fits(placed) else None
 
 
 def _in_order(stages: Sequence[Stage], pipeline: Pipeline) -> tuple[Stage, ...]:
@@ -259,8 +261,4 @@ def _in_order(stages: Sequence[Stage], pipeline: Pipeline) -> tuple[Stage, ...]:
     for stage in sorted(stages, key=lambda stage: stage.device):
         placed.append(Stage(device=stage.device, start=at, stop=at + stage.stop - stage.start))
         at = placed[-1].stop
-    return tuple(placed if _fits(placed, pipeline) else stages)
-
-
-def _fits(stages: Sequence[Stage], pipeline: Pipeline) -> bool:
-    return all(pipeline.stage_bytes(stage) <= pipeline.memory_bytes[stage.device] for stage in stages)
+    return tuple(placed if pipeline.fits(placed) else stages)

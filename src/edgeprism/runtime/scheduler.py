@@ -7,7 +7,6 @@ the other (``pipelined``). Of the three kinds only one is under way at a time.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
 import time
@@ -22,6 +21,7 @@ from edgeprism.policy.choose import Decision
 from edgeprism.runtime.adaptive import Adaptive
 from edgeprism.runtime.answers import Answer, RequestQueue
 from edgeprism.runtime.coordinator import Coordinator
+from edgeprism.runtime.heap import give_back
 from edgeprism.runtime.holders import Holders, OrderOf
 from edgeprism.runtime.membership import Membership
 from edgeprism.runtime.messages import Introduction
@@ -97,7 +97,7 @@ class Scheduler:
             holders.stages = stages
             self._pipelined.forget_texts()
             self._model.release()
-            gc.collect()  # layers refer to each other here and there
+            give_back()
             self._model.become(holders.own())
             self.coordinator.load_workers(holders.orders(order_of), weights)
 

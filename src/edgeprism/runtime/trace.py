@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from edgeprism.specs.plan import Plan
+from edgeprism.errors import FrameError
+from edgeprism.specs.plan import Plan, Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,14 @@ class DeviceTrace:
         if not all(isinstance(value, int | float) and 0 <= value < 1e18 for value in document.values()):
             raise ValueError("its values must be numbers")
         return cls(**{**document, "device": device})
+
+    @classmethod
+    def of_sender(cls, device: int, num_bytes: int) -> DeviceTrace:
+        """One that sent something, and did nothing else that was counted."""
+        return cls(
+            device=device, work=0, total_s=0.0, compute_s=0.0, codec_s=0.0, staging_s=0.0, wire_s=0.0, wait_s=0.0,
+            bytes_sent=num_bytes, bytes_received=0,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,3 +94,16 @@ class Trace:
         lines += [f"left out: {device}" for device in self.left_out]
         lines += [f"failed: {failure}" for failure in self.failures]
         return "\n".join(lines + ([self.note] if self.note else []))
+
+
+def traces_of(documents: object, stages: Sequence[Stage]) -> list[DeviceTrace]:
+    """What the first stages did, as they say. FrameError where they say something else."""
+    if not isinstance(documents, list | tuple) or len(documents) > len(stages):
+        raise FrameError("traces that are not those of the stages")
+    try:
+        return [
+            DeviceTrace.from_json(document, device=stage.device)
+            for document, stage in zip(documents, stages, strict=False)
+        ]
+    except ValueError as exc:
+        raise FrameError(f"a trace that cannot be read: {exc}") from exc

@@ -7,7 +7,6 @@ coordinator announced a newer epoch.
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from edgeprism.errors import EdgeprismError, FrameError, InputError, PeerError, 
 from edgeprism.models.model import Model
 from edgeprism.runtime.accelerator import block_rows
 from edgeprism.runtime.calibrations import ready_for, tables_received
+from edgeprism.runtime.heap import give_back
 from edgeprism.runtime.job import JobRun, as_received
 from edgeprism.runtime.messages import Introduction, Job, LoadOrder
 from edgeprism.runtime.probe import serve_probe, versions
@@ -138,7 +138,7 @@ class Worker:
         self._model = self._staging = self._order_number = None
         self._calibrations = {}
         self._stages.forget_texts()
-        gc.collect()  # a model refers to itself here and there
+        give_back()
 
     def _handle(self, frame: Frame) -> None:
         if frame.kind is Kind.EPOCH:
@@ -216,11 +216,9 @@ class Worker:
         )
 
     def _load_model(self, frame: Frame) -> None:
-        had_one = self._model is not None
         self._model, self._order_number, self._calibrations = None, None, {}
         self._stages.forget_texts()
-        if had_one:
-            gc.collect()  # the old one is freed before the new one comes
+        give_back()  # before the new one comes; or what is left of one that did not
         self._model = self._load(LoadOrder.from_json(frame.info), Fetch(self._transport, frame, self._ends))
         self._staging = Staging(self._model.device)
         tables = tables_received(frame.info.get("calibrations", []), self._staging.from_wire(frame, Meter()))
