@@ -17,6 +17,7 @@ import transformers
 
 import edgeprism
 from edgeprism.errors import PeerError
+from edgeprism.specs.plan import Plan
 
 pytestmark = pytest.mark.processes
 
@@ -76,7 +77,7 @@ def test_a_killed_process_is_named_and_the_answer_is_right(
     engine: edgeprism.Engine, cluster: edgeprism.Cluster, plan: str, victim: int
 ) -> None:
     """SIGKILL in mid-request: right within 3 x undisturbed + 5 s; the next request uses the devices that are left."""
-    engine.use(plan)
+    engine.use(Plan.even(plan, 3))
     engine(pixel_values=PIXELS)
     expected = logits_of_one_device(make_model())
 

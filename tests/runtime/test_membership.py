@@ -169,7 +169,7 @@ def test_results_that_do_not_fit_are_a_failure(
 ) -> None:
     """Too few, other shapes, other names: the coordinator computes the answer itself."""
     model = make("ViTModel")  # its head reads every row, so every device owes some
-    engine = edgeprism.load(model, cluster=cluster, plan=plan)
+    engine = edgeprism.load(model, cluster=cluster, plan=edgeprism.Plan.even(plan, 3))
     run = JobRun.run
 
     def patched(self: JobRun, *args: Any) -> Results:
@@ -187,7 +187,7 @@ def test_results_that_do_not_fit_are_a_failure(
 def test_bad_input_puts_no_device_out(cluster: edgeprism.Cluster) -> None:
     """Only a worker sees the sample with an id beyond the vocabulary; it is the caller's mistake all the same."""
     model = make("BertModel")
-    engine = edgeprism.load(model, cluster=cluster, plan="replica")
+    engine = edgeprism.load(model, cluster=cluster, plan=edgeprism.Plan.even("replica", 3))
     inputs = example("BertModel")
     broken = inputs["input_ids"].clone()
     broken[2, 5] = 5000
@@ -210,7 +210,7 @@ def test_results_larger_than_a_message_travel_in_pieces(cluster: edgeprism.Clust
 
 def test_what_workers_send_back_is_counted(cluster: edgeprism.Cluster) -> None:
     """Bytes sent are bytes received, results included."""
-    engine = edgeprism.load(make("GPT2LMHeadModel"), cluster=cluster, plan="replica")
+    engine = edgeprism.load(make("GPT2LMHeadModel"), cluster=cluster, plan=edgeprism.Plan.even("replica", 3))
     engine(**example("GPT2LMHeadModel", batch=6))
     assert engine.last_trace is not None
     coordinator, *workers = engine.last_trace.devices

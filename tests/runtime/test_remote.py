@@ -24,6 +24,7 @@ from edgeprism.models.manifest import fingerprint
 from edgeprism.runtime import remote
 from edgeprism.runtime.cluster_file import ClusterFile
 from edgeprism.runtime.remote import find_model
+from edgeprism.specs.plan import Plan
 from edgeprism.wire.key_file import read_key_file
 from edgeprism.wire.keys import OPEN_KEYS, KeyPair
 from tests.families import difference, example, expected, make
@@ -129,7 +130,7 @@ def test_a_cluster_of_workers_through_restarts_and_coordinators(bench: Bench) ->
     for plan in ("sequence", "replica"):  # one coordinator after the other
         with (
             edgeprism.Cluster.from_file(bench.file, require_all=True) as cluster,
-            edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan=plan) as engine,
+            edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan=Plan.even(plan, 3)) as engine,
         ):
             assert difference(engine(**inputs), wanted, inputs) <= 1e-4
             assert engine.last_trace is not None
@@ -194,7 +195,7 @@ def test_two_coordinators_at_once_never_mix(bench: Bench) -> None:
     with (
         edgeprism.Cluster.from_file(bench.file) as second_cluster,
         edgeprism.Cluster.from_file(bench.file) as cluster,
-        edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan="replica") as engine,
+        edgeprism.load(str(bench.root / "here" / "bert"), cluster=cluster, plan=Plan.even("replica", 3)) as engine,
     ):
         # which of the two has the workers is decided by who connected first: the one that has no engine yet
         assert difference(engine(**inputs), expected(bench.model, inputs), inputs) <= 1e-4
