@@ -36,7 +36,7 @@ setup-demo: $(READY) $(DEMO_READY)  ## the set-up of the demo; the tests skip le
 demo: setup-demo  ## a real model on real pictures over two processes, once for each way of running it
 	@$(PY) -m demo
 
-# One process on each core, then alone the tests that start processes or judge times.
+# One process on each core, then alone the tests that judge how long something takes.
 test: $(READY) $(DEMO_READY)  ## the tests, and the examples in docstrings (PYTEST_ARGS="-k wire" for some of them)
 	@$(PY) -m pytest $(or $(PYTEST_ARGS),-m "not alone" -n auto --dist worksteal)
 	@$(if $(PYTEST_ARGS),,$(PY) -m pytest -m alone)

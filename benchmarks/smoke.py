@@ -22,24 +22,27 @@ NOT_MEASURING = (
 def main() -> int:
     """Runs all of them, and the table; 1 where one fails, after the others had their turn."""
     with tempfile.TemporaryDirectory(prefix="edgeprism-smoke-") as folder:
-        environment = {**os.environ, "TMPDIR": folder}  # what they write goes with it
-        commands = {name: [name, "--smoke"] for name in scripts()} | {"table": ["table"]}
-        failed = [name for name, command in commands.items() if not succeeds(name, command, environment)]
+        failed = [name for name in commands() if not succeeds(name, Path(folder))]
     if failed:
         print(f"smoke: failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def scripts() -> list[str]:
-    """The names of the scripts that measure."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in NOT_MEASURING)
+def commands() -> dict[str, list[str]]:
+    """What is run for each script that measures, and for the table."""
+    names = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in NOT_MEASURING)
+    return {name: [name, "--smoke"] for name in names} | {"table": ["table"]}
 
 
-def succeeds(name: str, command: list[str], environment: dict[str, str]) -> bool:
-    """Runs one script in a process of its own; its output is shown only where it fails."""
+def succeeds(name: str, folder: Path) -> bool:
+    """Runs one script in a process of its own; its output is shown only where it fails. What it writes on the way goes
+    to ``folder``."""
     started_s = time.monotonic()
-    line = [sys.executable, "-m", f"benchmarks.{command[0]}", *command[1:]]
-    done = subprocess.run(line, cwd=FOLDER.parent, env=environment, capture_output=True, text=True)
+    script, *given = commands()[name]
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{script}", *given], cwd=FOLDER.parent, capture_output=True, text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )  # fmt: skip
     print(f"smoke: {name} {time.monotonic() - started_s:.1f} s", file=sys.stderr, flush=True)
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr)

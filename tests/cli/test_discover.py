@@ -40,6 +40,8 @@ from edgeprism.runtime.discovery import MAX_FOUND, SERVICE, Announcement, find
 from edgeprism.wire.key_file import read_key_file
 from edgeprism.wire.keys import OPEN_KEYS, KeyPair
 
+pytestmark = pytest.mark.alone
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -54,7 +56,6 @@ def ours(found: list[dict[str, str]], name: str) -> list[dict[str, str]]:
     return [device for device in found if device["name"] == name]
 
 
-@pytest.mark.processes
 def test_a_worker_is_found_and_withdraws_when_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `discover` prints is a cluster file; its key is the board's. SIGTERM takes the announcement back at once."""
     monkeypatch.chdir(tmp_path)

@@ -295,7 +295,6 @@ def test_a_result_that_cannot_be_kept_is_still_shown(root: Path, capsys: pytest.
     assert status == 2 and "int8" in out and "cannot be written" in err.splitlines()[-1]
 
 
-@pytest.mark.processes
 def test_one_process_answers_as_real_workers(root: Path) -> None:
     """The predictions that are scored are those of two processes, input by input, and the logits are the same."""
     plan = Plan.even("sequence", 2, CodecSpec.parse("means:4+int8"))
@@ -311,7 +310,6 @@ def test_one_process_answers_as_real_workers(root: Path) -> None:
     assert (logits[0] - alone).abs().max() > 1e-2, "the codec was at work"
 
 
-@pytest.mark.processes
 def test_an_answer_by_another_plan_is_not_taken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a device is gone the engine finishes alone, exactly; counted as the codec's that would be too good."""
     monkeypatch.setattr("edgeprism.cli.evaluate.PAUSE_S", 0.0)

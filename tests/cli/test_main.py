@@ -54,6 +54,7 @@ def test_heavy_modules_stay_out(vit: str, words: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.alone
 def test_answers_within_half_a_second(vit: str) -> None:
     """Help and counts come in under 0.5 s; the best of five, for the machine may be busy."""
     for words in (("--help",), ("plan", vit, "--plan", "sequence", "--devices", "2", "--json")):

@@ -106,7 +106,6 @@ def test_inputs_beyond_a_batch_become_more_requests(root: Path, capsys: pytest.C
         assert [label["label"] for label in one["labels"]] == [label["label"] for label in other["labels"]]
 
 
-@pytest.mark.processes
 def test_two_processes_answer_as_one(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With --local-workers 2 and exact rows the labels and scores are those of one process."""
     arguments = (root / "ViTForImageClassification", root / "red.png", "--json")
@@ -246,7 +245,6 @@ def test_bad_input_is_one_clear_line(
     assert says in last
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -99,7 +99,6 @@ def wait_for(stream: IO[str] | None, text: str) -> None:
     assert any(text in line for line in stream), f"never said: {text}"
 
 
-@pytest.mark.processes
 def test_a_folder_over_two_processes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every picture has the answer that `run` gives it, in order; both devices took part, and nothing else is printed
     than one document."""
@@ -319,7 +318,6 @@ def test_a_camera_is_meant_to_be_interrupted(root: Path, number: int) -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.processes
 def test_a_video_that_is_broken_off(root: Path) -> None:
     """The document is printed with what was done, and the exit status says that it was not everything."""
     options = ("--local-workers", 2, "--plan", "replica", "--json")
@@ -335,7 +333,6 @@ def test_a_video_that_is_broken_off(root: Path) -> None:
     assert "Traceback" not in err
 
 
-@pytest.mark.processes
 def test_a_stream_goes_on_when_a_device_dies(root: Path) -> None:
     """Every picture is answered, and standard error says who is left out."""
     options = ("--local-workers", 2, "--plan", "replica", "--frames", 60, "--json")

@@ -14,7 +14,6 @@ from demo.adapt import choose, profile
 from tests.families import make
 
 
-@pytest.mark.processes
 def test_it_profiles_and_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the cache, where auto finds the map; a line for each size of request."""
     monkeypatch.setenv("EDGEPRISM_CACHE", str(tmp_path / "cache"))

@@ -83,7 +83,6 @@ def test_gradient_checkpointing_is_refused_with_differences() -> None:
         edgeprism.with_codec(model, "delta+rot+int4", 2)
 
 
-@pytest.mark.processes
 def test_tables_reach_other_processes(tmp_path: Path) -> None:
     """Worker processes get them with the order to load the model, and answer as one process does."""
     architecture = "ViTForImageClassification"

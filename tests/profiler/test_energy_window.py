@@ -179,7 +179,7 @@ print(json.dumps([moments, statistics.median(seconds), "torch" in sys.modules, "
 """
 
 
-@pytest.mark.processes
+@pytest.mark.alone
 def test_a_process_asks_its_own_sensor_at_no_cost() -> None:
     """Opened once, without torch; then less than a millisecond each time."""
     done = subprocess.run([sys.executable, "-c", NOW], capture_output=True, text=True, check=True, timeout=60)
@@ -214,7 +214,7 @@ print(json.dumps([names, now.energy_now()["opened"], counts[0]]))
 """
 
 
-@pytest.mark.processes
+@pytest.mark.alone
 def test_a_sensor_that_nobody_asks_is_closed() -> None:
     """It stays open while it is asked; opened again it has another name, so that no difference is taken."""
     done = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, check=True, timeout=60)

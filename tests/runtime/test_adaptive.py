@@ -19,6 +19,8 @@ from edgeprism.specs.plan import Plan
 from tests.families import make
 from tests.policy.maps import performance_map
 
+pytestmark = pytest.mark.alone
+
 SHARED = Plan.even("sequence", 2, EXACT)
 READY = (0, 1)
 

@@ -11,6 +11,8 @@ from edgeprism.runtime.doctor_link import FAR_CLOCK_S, LARGE_JITTER_S, SLOW_BYTE
 from edgeprism.runtime.probe import LinkReport
 from edgeprism.runtime.reach import reach_all
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize(
     ("changed", "name"),

@@ -21,6 +21,8 @@ from edgeprism.specs.plan import Stage
 from edgeprism.strategies.registry import count
 from tests.families import difference, example, expected, make
 
+pytestmark = pytest.mark.alone
+
 ARCHITECTURE = "ViTForImageClassification"
 
 

@@ -19,7 +19,7 @@ import edgeprism
 from edgeprism.errors import PeerError
 from edgeprism.specs.plan import Plan
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.alone
 
 PIXELS = torch.randn(8, 3, 112, 112, generator=torch.Generator().manual_seed(1))
 

@@ -10,7 +10,10 @@ import pytest
 
 from edgeprism.runtime.heap import glibc
 
-pytestmark = pytest.mark.skipif(glibc() is None, reason="only glibc has these settings")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(glibc() is None, reason="only glibc has these settings"),
+]
 
 TURNS = 50
 NUM_PAGES = 4 * 2**21 // os.sysconf("SC_PAGE_SIZE")

@@ -28,6 +28,8 @@ from edgeprism.wire.links import write_message
 from edgeprism.wire.memory import MemoryTransport
 from edgeprism.wire.zmq import ZmqTransport
 
+pytestmark = pytest.mark.alone
+
 OURS, THEIRS, OTHER = KeyPair.generate(), KeyPair.generate(), KeyPair.generate()
 NOBODY = "tcp://127.0.0.1:1"
 

@@ -21,6 +21,8 @@ from edgeprism.strategies.greedy import GreedySettings
 from edgeprism.wire.memory import MemoryTransport
 from tests.families import make
 
+pytestmark = pytest.mark.alone
+
 PROMPT_TOKENS = 24
 
 

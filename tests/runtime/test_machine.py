@@ -9,6 +9,8 @@ import pytest
 
 from edgeprism.runtime.machine import cpu_clock, cpu_quota, has_nvidia_device, memory_available_bytes
 
+pytestmark = pytest.mark.alone
+
 MB = 2**20
 
 

@@ -20,6 +20,8 @@ from edgeprism.wire.frame import Limits
 from edgeprism.wire.memory import MemoryTransport
 from tests.families import difference, example, expected, make
 
+pytestmark = pytest.mark.alone
+
 ARCHITECTURE = "ViTForImageClassification"
 
 

@@ -14,6 +14,8 @@ from edgeprism.errors import InputError
 from edgeprism.runtime.link_probe import measure_link, ping_s
 from tests.families import example, expected, make
 
+pytestmark = pytest.mark.alone
+
 ARCHITECTURE = "ViTForImageClassification"
 FRAMES = 1514 / 1448  # of Ethernet, over what of a message they carry
 

@@ -17,6 +17,8 @@ from edgeprism.profiler.sweep import Point, sweep
 from edgeprism.runtime.profiling import Identity, Profiler
 from tests.families import make
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.filterwarnings("ignore:device 2")
 @pytest.mark.parametrize("dies", ["before its link is measured", "when the sweep begins"])

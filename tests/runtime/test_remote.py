@@ -119,7 +119,6 @@ def until(holds: Callable[[], bool], seconds: float = 15.0) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.processes
 def test_a_cluster_of_workers_through_restarts_and_coordinators(bench: Bench) -> None:
     """Answers are right with all devices, without one that was killed, and with it again once it was restarted; a
     second coordinator takes over the same workers; SIGTERM ends them with status 0."""
@@ -153,7 +152,6 @@ def test_a_cluster_of_workers_through_restarts_and_coordinators(bench: Bench) ->
         assert "device 0 is gone" in said
 
 
-@pytest.mark.processes
 def test_a_run_with_another_file_shuts_nobody_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers go on; the coordinator's file changes, and changes back: with the right file all are used each time,
     though one worker was told of a change that the other never heard of."""
@@ -184,7 +182,6 @@ def test_a_run_with_another_file_shuts_nobody_out(bench: Bench, monkeypatch: pyt
                 assert len(engine.last_trace.devices) == count, (change, engine.last_trace.left_out)
 
 
-@pytest.mark.processes
 def test_two_coordinators_at_once_never_mix(bench: Bench) -> None:
     """The second, with the same key and another model, goes on without the workers, which the first keeps; it gets them
     when the first has ended. All answers are each coordinator's own."""
@@ -214,7 +211,6 @@ def test_two_coordinators_at_once_never_mix(bench: Bench) -> None:
         assert [device.device for device in engine.last_trace.devices] == [0, 1, 2]
 
 
-@pytest.mark.processes
 def test_another_protocol_is_named_on_both_sides(bench: Bench) -> None:
     """Both numbers, and the command that mends it; the device is left out, and nothing waits for it."""
     bench.start(1)
@@ -236,7 +232,6 @@ def test_another_protocol_is_named_on_both_sides(bench: Bench) -> None:
     assert "it speaks protocol 2, this device 3; run there: pip install --upgrade edgeprism" in said
 
 
-@pytest.mark.processes
 def test_a_device_that_computes_something_else_is_left_out(bench: Bench) -> None:
     """Its weights are damaged in memory, after they were checked: named with the difference, and the others go on. What
     each device runs is in the trace."""
@@ -275,7 +270,6 @@ def resident_bytes(pid: int) -> int:
     return 1024 * int(fields["VmRSS"].split()[0])
 
 
-@pytest.mark.processes
 def test_a_worker_that_loses_its_coordinator_frees_everything(bench: Bench) -> None:
     """A coordinator that is killed leaves 113 MB of weights behind; within ten seconds the worker has given them back,
     and it serves the next one."""
@@ -308,7 +302,6 @@ time.sleep(60)
         assert engine.devices == (0, 1)
 
 
-@pytest.mark.processes
 def test_foreign_devices_are_named_and_weights_are_sent(bench: Bench) -> None:
     """One serves another coordinator and is left out with its reason; one has other weights, and gets the right ones,
     which the next coordinator finds there."""
@@ -343,7 +336,6 @@ def test_foreign_devices_are_named_and_weights_are_sent(bench: Bench) -> None:
     assert "is not among this cluster's keys" in bench.stop(1)[1]
 
 
-@pytest.mark.processes
 def test_without_keys_one_worker_on_loopback(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
     """The shortest way to try it: no keys, two processes, the command line on both sides."""
     (port,) = free_ports(1)
@@ -504,7 +496,6 @@ def test_bad_input_is_one_line(
     assert says in last
 
 
-@pytest.mark.processes
 def test_run_says_how_weights_travel_and_who_is_absent(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """What a person waits for is on standard error, each line once; nothing of it is when the device has them."""
     directory = bench.root / "vit"

@@ -7,6 +7,8 @@ import torch
 
 from edgeprism.runtime.staging_probe import SIZES_BYTES, copies, measure_staging
 
+pytestmark = pytest.mark.alone
+
 
 def test_every_size_and_direction() -> None:
     """Large ones take longer."""

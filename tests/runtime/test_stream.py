@@ -25,6 +25,8 @@ from edgeprism.models.vision import VisionModel
 from edgeprism.runtime.answers import Answer
 from tests.families import difference, example, expected, make
 
+pytestmark = pytest.mark.alone
+
 ARCHITECTURE = "ViTForImageClassification"
 
 
@@ -272,7 +274,6 @@ def test_an_event_loop_can_wait_for_answers(cluster: edgeprism.Cluster) -> None:
         assert difference(output, expected(model, inputs), inputs) <= 1e-4
 
 
-@pytest.mark.processes
 def test_the_application_finds_everything_as_it_was() -> None:
     """Signal handlers, thread counts (of new threads, too), cores, logging and autograd mode are the application's;
     after close no process, thread or file descriptor is left."""
@@ -326,7 +327,6 @@ def test_an_engine_that_is_forgotten_leaves_no_thread() -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("interrupt", [False, True])
 def test_a_program_may_end_without_closing(interrupt: bool) -> None:
     """In the middle of a stream, by its own end or by Ctrl-C: it ends soon, without a word of ours, and takes its
@@ -379,7 +379,6 @@ def test_options_that_do_not_exist() -> None:
         edgeprism.load(make(ARCHITECTURE), plan="nonsense")
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_stream_goes_on_when_a_process_dies_or_stops(number: int) -> None:
     """Every request is answered right; the next ones do not wait for the device; one that continues is used again."""

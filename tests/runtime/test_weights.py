@@ -20,6 +20,8 @@ from edgeprism.runtime.weights import WeightCache, WeightFiles
 from edgeprism.wire.frame import Buffer, Frame, Kind, dump_meta
 from tests.families import make
 
+pytestmark = pytest.mark.alone
+
 ARCHITECTURE = "BertForSequenceClassification"
 
 

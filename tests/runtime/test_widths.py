@@ -10,6 +10,8 @@ from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import ACTIVATIONS, Plan, parse_stages
 from tests.families import difference, example, expected, make
 
+pytestmark = pytest.mark.alone
+
 
 def through(widths: Widths, num: int, *, waited_s: float, idle_s: float, busy_s: float = 1.0) -> list[str]:
     """So many micro-batches that are all alike; the width of each."""

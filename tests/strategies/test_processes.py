@@ -19,8 +19,6 @@ from edgeprism.strategies.sequence.partition import token_bounds
 from tests.families import at_real_tokens, difference, example, expected, is_text, make, padded
 from tests.strategies.dense import dense_generate, dense_rows
 
-pytestmark = pytest.mark.processes
-
 TOLERANCE = 1e-4
 FAMILIES = (
     "ViTForImageClassification",

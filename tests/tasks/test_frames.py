@@ -16,6 +16,8 @@ from edgeprism.tasks import video
 from edgeprism.tasks.frames import Picture, Source, Unreadable, open_source
 from tests.cameras import PASSWORD, camera, write_video
 
+pytestmark = pytest.mark.alone
+
 RED = (200, 30, 10)
 
 

@@ -13,6 +13,8 @@ from edgeprism.wire.frame import Buffer, Frame, Kind, encode
 from edgeprism.wire.transport import Transport
 from tests.wire.meshes import Mesh, in_threads, soon
 
+pytestmark = pytest.mark.alone
+
 
 def rows(value: float, num: int = 4) -> list[Buffer]:
     """One buffer of that many rows."""

@@ -25,6 +25,8 @@ from edgeprism.wire.gloo_store import RemoteStore, StoreServer
 from edgeprism.wire.transport import Transport
 from tests.wire.meshes import gloo_mesh, in_threads, soon
 
+pytestmark = pytest.mark.alone
+
 TIMEOUT_S = 1.0
 
 # A device in a process of its own: says each block that it got, and exchanges as device 0 does.

@@ -9,6 +9,8 @@ from edgeprism.wire import mailbox
 from edgeprism.wire.frame import Buffer, Frame, Kind
 from edgeprism.wire.mailbox import Mailbox
 
+pytestmark = pytest.mark.alone
+
 
 def frame(kind: Kind, *, sender: int = 1, epoch: int = 0, block: int = 0, num_bytes: int = 0) -> Frame:
     """A frame with an array of that many bytes."""

@@ -24,6 +24,8 @@ from edgeprism.wire.visit import Visit
 from edgeprism.wire.zmq import ZmqTransport
 from tests.wire.meshes import in_threads, soon, zmq_mesh
 
+pytestmark = pytest.mark.alone
+
 SIZES = (0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 2 * PIECE_BYTES, 5 * 10**6)
 RELAY_BYTES_PER_S = 400_000
 SLOW_BYTES = 800_000  # takes 2 s; a piece takes 0.16 s

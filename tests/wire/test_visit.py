@@ -19,6 +19,8 @@ from edgeprism.wire.visit import Visit
 from edgeprism.wire.zmq import ZmqTransport
 from tests.wire.meshes import Mesh, soon
 
+pytestmark = pytest.mark.alone
+
 OURS, THEIRS, NOBODYS = KeyPair.generate(), KeyPair.generate(), KeyPair.generate()
 
 

@@ -24,6 +24,8 @@ from edgeprism.wire.links import write_message
 from edgeprism.wire.zmq import ZmqTransport
 from tests.wire.meshes import in_threads, soon, zmq_mesh
 
+pytestmark = pytest.mark.alone
+
 ECHO = """
 import json, sys, time
 from edgeprism.wire.frame import Kind
@@ -61,7 +63,6 @@ def ask(transport: ZmqTransport, request: int) -> None:
     transport.wait_control((Kind.READY,), (1,), soon(), epoch=0, request=request)
 
 
-@pytest.mark.processes
 def test_a_killed_process_is_lost_at_once_and_its_successor_is_used() -> None:
     """SIGKILL is seen within 50 ms by a wait under way; another process with the same rank and key takes its place."""
     keys, own = KeyPair.generate(), KeyPair.generate()
@@ -81,7 +82,6 @@ def test_a_killed_process_is_lost_at_once_and_its_successor_is_used() -> None:
             ask(transport, 2)
 
 
-@pytest.mark.processes
 def test_a_stopped_process_is_lost_by_its_heartbeat_and_comes_back() -> None:
     """SIGSTOP: lost when heartbeats fail; resumed, it is connected again and answers, without ``connect``."""
     keys, own = KeyPair.generate(), KeyPair.generate()
@@ -97,7 +97,6 @@ def test_a_stopped_process_is_lost_by_its_heartbeat_and_comes_back() -> None:
         ask(transport, 2)
 
 
-@pytest.mark.processes
 def test_a_worker_ends_when_its_parents_pipe_does() -> None:
     """End of file on ``watch_fd`` loses device 0."""
     keys, own = KeyPair.generate(), KeyPair.generate()
