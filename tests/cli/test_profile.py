@@ -180,7 +180,7 @@ def test_a_sweep_that_is_broken_off_goes_on(home: Path, tmp_path: Path) -> None:
     given = [sys.executable, "-m", "edgeprism", "profile", str(home / "model"), *SHORT, "--out", str(path)]
     given[given.index("1,4")] = "1,2,4,8"
     given[4] = str(home / "larger")
-    make(ARCHITECTURE, hidden_size=512, intermediate_size=2048, image_size=224).save_pretrained(home / "larger")
+    make(ARCHITECTURE, hidden_size=256, intermediate_size=1024, image_size=224).save_pretrained(home / "larger")
     running = subprocess.Popen(given, stderr=subprocess.PIPE, text=True, preexec_fn=_minds_interrupts)
     assert running.stderr is not None
     said = ""

@@ -146,8 +146,7 @@ def test_packets_hold_so_many_frames(root: None, rate_mbit: float, num_frames: i
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("is_shared", [False, True])
-@pytest.mark.parametrize("rate_mbit", [400.0, 1000.0])
+@pytest.mark.parametrize(("rate_mbit", "is_shared"), [(400.0, True), (1000.0, False)])
 def test_a_lab_passes_its_own_check(root: None, rate_mbit: float, is_shared: bool) -> None:
     """The rates are those of single frames."""
     with Lab(pair(rate_mbit), is_shared=is_shared, share_cores=True) as lab:
