@@ -25,8 +25,6 @@ from edgeprism.models.vision import VisionModel
 from edgeprism.runtime.answers import Answer
 from tests.families import difference, example, expected, make
 
-pytestmark = pytest.mark.alone
-
 ARCHITECTURE = "ViTForImageClassification"
 
 
@@ -327,6 +325,7 @@ def test_an_engine_that_is_forgotten_leaves_no_thread() -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("interrupt", [False, True])
 def test_a_program_may_end_without_closing(interrupt: bool) -> None:
     """In the middle of a stream, by its own end or by Ctrl-C: it ends soon, without a word of ours, and takes its
@@ -379,6 +378,7 @@ def test_options_that_do_not_exist() -> None:
         edgeprism.load(make(ARCHITECTURE), plan="nonsense")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_stream_goes_on_when_a_process_dies_or_stops(number: int) -> None:
     """Every request is answered right; the next ones do not wait for the device; one that continues is used again."""
