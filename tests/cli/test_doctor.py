@@ -123,6 +123,7 @@ def test_the_document_has_numbers_with_units(capsys: pytest.CaptureFixture[str])
     assert here["edgeprism"]["protocol"] == 2
 
 
+@pytest.mark.alone
 def test_each_trouble_is_told_apart_within_seconds(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """The device that works is measured; of each of the others it says why it does not answer, and what to do."""
     status, checks = look(capsys, "--cluster", bench.file("works", "absent", "foreign", "mistaken"))
@@ -147,6 +148,7 @@ def test_each_trouble_is_told_apart_within_seconds(bench: Bench, capsys: pytest.
         assert advice in found["advice"]
 
 
+@pytest.mark.alone
 def test_a_stopped_process_keeps_nobody_waiting(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """Its port is open, for the kernel answers there; after some seconds it is said so. What goes on again is heard."""
     file = bench.file("foreign")
@@ -163,6 +165,7 @@ def test_a_stopped_process_keeps_nobody_waiting(bench: Bench, capsys: pytest.Cap
     assert "refuses" in look(capsys, "--cluster", file)[1]["foreign", "connection"]["value"]
 
 
+@pytest.mark.alone
 def test_a_coordinator_that_uses_the_device_is_not_disturbed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     """While another process with the same key looks at its worker, and afterwards, every request is answered by both
     devices."""

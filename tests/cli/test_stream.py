@@ -240,6 +240,7 @@ def test_a_slow_model_is_waited_for(root: Path, capsys: pytest.CaptureFixture[st
     assert latency_ms["p50"] >= 1e3 / document["fps"], "pictures that wait take longer than one that does not"
 
 
+@pytest.mark.alone
 def test_a_reader_that_is_the_limit_is_named(root: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Large pictures for a tiny model: devices wait for them, which is said."""
     noise = np.random.default_rng(0).integers(0, 255, (1200, 1600, 3), dtype=np.uint8)
@@ -281,6 +282,7 @@ def test_a_picture_that_fails_is_named(root: Path, capsys: pytest.CaptureFixture
     assert "Traceback" not in err
 
 
+@pytest.mark.alone
 def test_a_camera(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Live by default: the newest pictures are answered, old ones are dropped or passed over, and counted."""
     with camera(period_s=0.005) as address:
@@ -305,6 +307,7 @@ def test_a_camera_that_ends_is_a_failure(root: Path, capsys: pytest.CaptureFixtu
     assert PASSWORD not in out + err
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_camera_is_meant_to_be_interrupted(root: Path, number: int) -> None:
     """Ctrl-C, or a service manager, ends it with its summary and exit status 0."""
@@ -333,6 +336,7 @@ def test_a_video_that_is_broken_off(root: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.alone
 def test_a_stream_goes_on_when_a_device_dies(root: Path) -> None:
     """Every picture is answered, and standard error says who is left out."""
     options = ("--local-workers", 2, "--plan", "replica", "--frames", 60, "--json")

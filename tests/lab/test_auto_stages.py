@@ -18,7 +18,7 @@ from edgeprism.lab.device import LabDevice
 from edgeprism.lab.lab import Lab
 from edgeprism.lab.namespaces import require_root
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(300)]
 WEIGHTS_MB = 560
 SMALL_MB = 800
 """Too small for the weights beside what a worker is, large enough for half of them."""

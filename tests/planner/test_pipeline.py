@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from dataclasses import replace
 
 import pytest
@@ -235,11 +234,9 @@ def test_twelve_devices_on_one_medium() -> None:
 
 
 def test_sixteen_devices_that_differ() -> None:
-    """Within seconds (benchmarks.planner has the figures), and no worse than what is published."""
+    """No worse than what is published (test_large is about the time that it takes)."""
     pipeline = large()
-    began_s = time.perf_counter()
     stages = fastest(pipeline)
-    assert time.perf_counter() - began_s < 10
     pipeline.check(stages)
     devices = tuple(range(16))
     for baseline in (baselines.even, baselines.proportional, baselines.pipedream):

@@ -69,6 +69,7 @@ def test_the_first_law_over_gloo(cluster: edgeprism.Cluster, architecture: str, 
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("transport", ["gloo:blocking", "gloo:all_gather"])
 def test_a_killed_worker_is_named_and_the_answer_is_right(transport: str, tmp_path: Path) -> None:
     """The coordinator finishes the request alone, and soon."""

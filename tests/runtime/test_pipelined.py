@@ -80,6 +80,7 @@ def test_requests_go_in_one_behind_the_other_and_come_out_right(cluster: edgepri
     assert all(answer.trace is not None and not answer.trace.failures for answer in answers)
 
 
+@pytest.mark.alone
 def test_nobody_is_given_more_than_its_queue(cluster: edgeprism.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the last stage stands still, the others come to stand, too: what is under way is bounded."""
     goes_on, begun = threading.Event(), [0, 0, 0]
@@ -257,6 +258,7 @@ def children() -> list[int]:
     return [pid for pid in pids if b"edgeprism.runtime.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.mark.alone
 def test_a_stage_that_dies_in_mid_stream_is_made_up_for(tmp_path: Path) -> None:
     """Its pieces are loaded by those that are left, busy as they are, and nothing is lost or comes twice; until one
     device has all."""
@@ -287,6 +289,7 @@ def test_a_stage_that_dies_in_mid_stream_is_made_up_for(tmp_path: Path) -> None:
             assert engine.last_trace.plan.stages[-1].stop == 32
 
 
+@pytest.mark.alone
 def test_where_nothing_fits_any_more_requests_fail_with_what_lacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,6 +211,7 @@ def test_two_coordinators_at_once_never_mix(bench: Bench) -> None:
         assert [device.device for device in engine.last_trace.devices] == [0, 1, 2]
 
 
+@pytest.mark.alone
 def test_another_protocol_is_named_on_both_sides(bench: Bench) -> None:
     """Both numbers, and the command that mends it; the device is left out, and nothing waits for it."""
     bench.start(1)
@@ -270,6 +271,7 @@ def resident_bytes(pid: int) -> int:
     return 1024 * int(fields["VmRSS"].split()[0])
 
 
+@pytest.mark.alone
 def test_a_worker_that_loses_its_coordinator_frees_everything(bench: Bench) -> None:
     """A coordinator that is killed leaves 113 MB of weights behind; within ten seconds the worker has given them back,
     and it serves the next one."""
