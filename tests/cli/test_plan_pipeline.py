@@ -22,6 +22,8 @@ from edgeprism.policy.predict import predict
 from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.performance_map import PerformanceMap
 from edgeprism.specs.plan import Plan
+from edgeprism.wire.keys import KeyPair
+from tests.families import make
 from tests.policy.maps import performance_map
 
 
@@ -120,18 +122,59 @@ def test_the_command_reads_the_map(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["plan", str(tmp_path), "--plan", "pipeline", "--devices", "4"]) == 0
     text = capsys.readouterr().out
     assert "pipeline of 4 stages, micro-batches of 1" in text and "`edgeprism profile` measures" in text
-    assert text.endswith("To run it: --plan pipeline --stages 0:0-11,1:11-22,2:22-34,3:34-48\n")
+    assert text.endswith("To run it: --plan pipeline --stages 0:0-10,1:10-22,2:22-34,3:34-48\n")
     for words, why in (
-        (("--memory-mb", "1,1"), "--memory-mb needs a performance map"),
-        (("--objective", "latency"), "--objective needs a performance map"),
+        (("--devices", "3", "--memory-mb", "1,1"), "--memory-mb takes 3 numbers"),
+        (("--devices", "2", "--memory-mb", "100,100"), "the model's weights take 346 MB, and 146 MB lack"),
+        (("--stages", "0:0-40,1:40-48", "--memory-mb", "100,900"), "device 0 lacks"),
+        (("--objective", "latency"), "--objective needs a performance map: name the devices"),
         (("--shares", "0.9,0.2"), "add up to 1.1"),
     ):
         assert main(["plan", str(tmp_path), "--plan", "pipeline", *words]) == 2
         assert why in capsys.readouterr().err
     assert main(["plan", str(tmp_path), "--plan", "pipeline", "--devices", "3", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert [row["pieces"] for row in document["stages"]] == [[0, 15], [15, 30], [30, 48]]
-    assert document["stages"][0]["weight_bytes"] == pytest.approx(4 * 86e6 / 3, rel=0.1)
+    assert [row["pieces"] for row in document["stages"]] == [[0, 14], [14, 30], [30, 48]]
+    assert document["stages"][0]["weight_bytes"] == pytest.approx(4 * 86e6 * 14 / 48, rel=0.05)
+
+
+def test_memory_moves_cuts_without_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What fits can be asked before anything can be measured: even where that fits, else within each one's memory; a
+    device whose share is nothing has no part."""
+    ViTConfig(architectures=["ViTForImageClassification"], num_labels=10).save_pretrained(tmp_path)
+
+    def held(*words: str) -> dict[int, float]:
+        assert main(["plan", str(tmp_path), "--plan", "pipeline", "--json", *words]) == 0
+        rows = json.loads(capsys.readouterr().out)["stages"]
+        assert rows[0]["pieces"][0] == 0 and rows[-1]["pieces"][1] == 48
+        return {row["device"]: row["memory_bytes"] for row in rows}
+
+    even = held("--devices", "2")
+    assert 0.8 < even[0] / even[1] < 1.25
+    assert held("--devices", "2", "--memory-mb", "300,300") == even
+    small = held("--devices", "3", "--memory-mb", "500,70,500")
+    assert small[1] <= 70e6 < min(small[0], small[2])
+    assert held("--shares", "0.4,0.0,0.6", "--memory-mb", "100,900,900").keys() == {0, 2}
+
+
+def test_devices_that_have_no_map_are_those_that_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages for as many as there are, and the command that measures them."""
+    monkeypatch.setenv("EDGEPRISM_CACHE", str(tmp_path / "cache"))
+    make("ViTForImageClassification").save_pretrained(tmp_path)
+    keys = [KeyPair.generate().public for _ in range(3)]
+    members = [f'[[device]]\nname = "pi{i}"\naddress = "127.0.0.{i}:9"\npublic_key = "{keys[i]}"' for i in (1, 2)]
+    coordinator = f'[coordinator]\nname = "laptop"\npublic_key = "{keys[0]}"'
+    (tmp_path / "cluster.toml").write_text("\n".join([coordinator, *members]))
+    words = ["plan", str(tmp_path), "--plan", "pipeline"]
+    for named, count in (["--cluster", str(tmp_path / "cluster.toml")], 3), (["--local-workers", "2"], 2):
+        assert main([*words, *named, "--json"]) == 0
+        said = capsys.readouterr()
+        assert [row["device"] for row in json.loads(said.out)["stages"]] == list(range(count))
+        assert f"run: edgeprism profile {tmp_path} {' '.join(named)}" in said.err
+    assert main([*words, "--local-workers", "2", "--objective", "latency"]) == 2
+    assert f"run edgeprism profile {tmp_path} with the same devices" in capsys.readouterr().err
 
 
 def test_a_range_of_widths_is_planned_by_its_widest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
 from edgeprism.cli.main import main
+from edgeprism.runtime.answers import Answer
+from edgeprism.runtime.engine import Engine
 from edgeprism.wire.keys import KeyPair
 from tests.families import expected, make
 
@@ -285,6 +288,31 @@ def test_a_codec_without_effect_is_said(root: Path, capsys: pytest.CaptureFixtur
     status, _, err = run(capsys, root / "ViTModel", root / "red.png", "--plan", "local", "--codec", "int8")
     assert status == 0
     assert "no effect" in err
+
+
+@pytest.mark.parametrize("plan", ["pipeline", "replica"])
+def test_a_pipeline_is_kept_full(
+    root: Path, plan: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next requests go in before the first is answered; other plans take one after the other."""
+    answers: list[Answer] = []
+    most = 0
+    submit = Engine.submit
+
+    def counted(self: Engine, **inputs: Any) -> Answer:
+        nonlocal most
+        answers.append(submit(self, **inputs))
+        most = max(most, sum(not answer.done() for answer in answers))
+        return answers[-1]
+
+    monkeypatch.setattr(Engine, "submit", counted)
+    pictures = [str(root / name) for name in ("red.png", "grey.jpg") * 4]
+    words = ["run", str(root / "ViTForImageClassification"), *pictures, "--json", "--batch", "1"]
+    assert main([*words, "--local-workers", "2", "--plan", plan]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["traces"]) == len(answers) == 8 and [one["input"] for one in found["results"]] == pictures
+    assert found["results"][0]["labels"][0]["label"] == found["results"][2]["labels"][0]["label"]
+    assert most == 1 if plan == "replica" else 2 <= most <= 3
 
 
 def test_a_pipeline_of_two_processes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,24 @@ def test_a_device_that_leaves(simple: Path, capsys: pytest.CaptureFixture[str]) 
     assert "1 (board 2)" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (("--change", "30:0.1"), "no rate changed at 30 s: all micro-batches were home after 4.55 s"),
+        (("--partition", "0:0-2,1:2-4", "--leave", "1:60"), "device 1 did not leave at 60 s"),
+        (("--partition", "0:0-4", "--leave", "1:1"), "device 1 has no stage"),
+    ],
+)
+def test_what_does_not_come_about_is_said(
+    simple: Path, words: tuple[str, ...], note: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All is over before it could; what does come about needs no note."""
+    assert main(["simulate", str(simple), "--micro-batches", "1", *words]) == 0
+    assert note in capsys.readouterr().err
+    assert main(["simulate", str(simple), "--partition", "0:0-2,1:2-4", "--leave", "1:1", "--change", "1:0.5"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_a_device_that_leaves_at_once(simple: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything was begun: all runs on the other."""
     found = run(capsys, str(simple), "--micro-batches", "5", "--partition", "0:0-2,1:2-4", "--leave", "1:0")
@@ -143,6 +161,7 @@ def test_systems_survive_json(simple: Path) -> None:
         (["published:vit-base:rcc-ve", "--rate", "inf"], "more than 0"),
         (["published:vit-base:rcc-ve", "--gantt", "/"], "not /"),
         (["published:vit-base:rcc-ve", "--leave", "0:3"], "has the inputs"),
+        (["published:vit-base:rcc-ve", "--leave", "7:3"], "have the numbers 0 to 0"),
         (["published:vit-base:rcc-ve", "--leave", "zero"], "DEVICE:SECONDS"),
         (["published:vit-base:rcc-ve", "--rate", "-1"], "more than 0"),
         (["published:vit-base:rcc-ve", "--gantt", "chart.txt"], "FILE.png or FILE.svg"),

@@ -251,6 +251,18 @@ def test_rounded_activations_travel_in_fewer_bytes(cluster: edgeprism.Cluster) -
     assert num_bytes["int8"] < 0.28 * num_bytes["exact"] and num_bytes["int4"] < 0.16 * num_bytes["exact"]
 
 
+def test_stages_that_were_not_used_are_said() -> None:
+    """Those that were asked for need a device that is not there."""
+    model, inputs = make(ARCHITECTURE), example(ARCHITECTURE)
+    with edgeprism.Cluster.in_process(2) as cluster:
+        engine = edgeprism.load(model, cluster=cluster, plan=Plan.pipeline("0:0-4,1:4-12", 2))
+        assert difference(engine(**inputs), expected(model, inputs), inputs) <= 1e-4
+        assert engine.last_trace is not None and not engine.last_trace.note
+        engine._thread.call(lambda: engine._scheduler._members.suspect(1, "device 1 failed"))
+        assert difference(engine(**inputs), expected(model, inputs), inputs) <= 1e-4
+        assert engine.last_trace.note == "stages were 0:0-12, not those of the plan"
+
+
 def children() -> list[int]:
     """The workers that this process has started."""
     found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False).stdout
@@ -284,6 +296,7 @@ def test_a_stage_that_dies_in_mid_stream_is_made_up_for(tmp_path: Path) -> None:
                 assert difference(answer.result(60), reference, one) <= 1e-3 * float(reference["logits"].abs().max())
             said = [text for one in answers if one.trace for text in (*one.trace.failures, *one.trace.left_out)]
             assert any("connection" in text for text in said)
+            assert all(one.trace is not None and not one.trace.note for one in answers)  # no stages were asked for
             engine(**inputs[0])
             assert len(engine.last_trace.plan.stages) == num_left
             assert engine.last_trace.plan.stages[-1].stop == 32

@@ -167,6 +167,9 @@ def test_of_some_pieces_only_their_tensors_are_sent(source: Path, tmp_path: Path
     directory = pieces_over(link, cache, wanted).directory()
     sizes = [path.stat().st_size for path in source.glob("*.safetensors")]
     assert (directory / "model.safetensors").stat().st_size < 0.45 * sum(sizes)
+    shown = [had for had in map(link.files.had_before, link.asked) if had is not None]
+    assert {wanted_bytes for _, wanted_bytes in shown} == {shown[0][1]} and shown[0] == (0, shown[0][1])
+    assert sum(sizes) > shown[0][1] > shown[-1][0] >= 0.9 * shown[0][1] and shown == sorted(shown)
     ours, theirs = (load_partial(one, *PIECES).state_dict() for one in (directory, source))
     held = [name for name, value in theirs.items() if not value.is_meta]
     assert held and all(torch.equal(ours[name], theirs[name]) for name in held)

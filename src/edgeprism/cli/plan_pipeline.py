@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgeprism.cli import pipeline_options
+from edgeprism.cli.source import names_of
 from edgeprism.cli.text import bytes_text, table
 from edgeprism.errors import InputError, PlanError
 from edgeprism.planner.baselines import BASELINES
 from edgeprism.planner.micro_batch import best_pipeline, sizes_up_to
 from edgeprism.planner.one_medium import EXACT_UP_TO, fastest_on_one_medium
 from edgeprism.planner.pipeline import NOTHING, Pipeline
+from edgeprism.planner.throughput import fastest
 from edgeprism.policy.network import Network
-from edgeprism.policy.pipeline import pipeline_of
+from edgeprism.policy.pipeline import pipeline_of, unmeasured
 from edgeprism.specs.model import ModelSpec, element_bytes_of
 from edgeprism.specs.performance_map import PerformanceMap
-from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage, parse_codecs, parse_stages
+from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage, parse_codecs, parse_shares, parse_stages
 from edgeprism.strategies.pipeline.partition import cut_bytes, piece_values, piece_work
 
 
@@ -28,25 +31,14 @@ def plan_pipeline(
     """The stages that were asked for, or the best ones by the performance map (``--objective``: throughput by default),
     or cut where the work is even where there is none. PlanError for what cannot be."""
     if found is None:
-        if args.memory_mb:
-            raise InputError("--memory-mb needs a performance map: name the devices with --cluster or --local-workers")
-        if args.objective:
-            raise InputError("--objective needs a performance map: name the devices with --cluster or --local-workers")
-        num_devices = args.devices or (args.shares.count(",") + 1 if args.shares else 0)
-        if args.stages and not args.devices:
-            num_devices = max(num_devices, *(stage.device + 1 for stage in parse_stages(args.stages)))
-        if not num_devices:
-            raise PlanError(
-                "strategy pipeline needs --devices, --shares, --stages, or a cluster with a performance map"
-            )
-        return pipeline_options.plan_of(args, model, num_devices, num_tokens), None
+        return _unmeasured_plan(args, model, dtype, num_tokens), None
     network = Network.measured(found.costs)
     if args.rate is not None:
         network = network.at(args.rate * 1e6 / 8)
     if args.objective == "energy":
         raise InputError("stages are planned for throughput or latency; --objective energy is for the other strategies")
     codec, narrowest = parse_codecs(args.codec)
-    memory_bytes = _memory_bytes(args.memory_mb, found)
+    memory_bytes = _memory_bytes(args.memory_mb, len(found.devices))
 
     def make(micro_batch: int) -> Pipeline:
         return pipeline_of(
@@ -67,6 +59,44 @@ def plan_pipeline(
     return plan, best.pipeline
 
 
+def _unmeasured_plan(args: argparse.Namespace, model: ModelSpec, dtype: str, num_tokens: int) -> Plan:
+    """Without a performance map: as asked for, or cut where the work is even, as far as ``--memory-mb`` allows that."""
+    if args.objective:
+        is_named = args.cluster is not None or args.local_workers > 1
+        raise InputError(
+            "--objective needs a performance map: " + (
+                f"run edgeprism profile {args.model} with the same devices" if is_named
+                else "name the devices with --cluster or --local-workers"
+            )
+        )  # fmt: skip
+    num_devices = args.devices or (args.shares.count(",") + 1 if args.shares else 0)
+    if not num_devices and args.cluster is not None:
+        num_devices = len(names_of(Path(args.cluster)))
+    if not num_devices and args.local_workers > 1:
+        num_devices = args.local_workers
+    if args.stages and not args.devices:
+        num_devices = max(num_devices, *(stage.device + 1 for stage in parse_stages(args.stages)))
+    if not num_devices:
+        raise PlanError("strategy pipeline needs to know the devices: --cluster, --devices, --shares or --stages")
+    plan = pipeline_options.plan_of(args, model, num_devices, num_tokens)
+    limits = _memory_bytes(args.memory_mb, num_devices)
+    if not limits:
+        return plan
+    shares = parse_shares(args.shares) if args.shares else (1.0,) * num_devices
+    pipeline = unmeasured(
+        model, speeds=[share or 1.0 for share in shares],
+        memory_bytes=[limits[device] if share else NOTHING for device, share in enumerate(shares)],
+        num_tokens=num_tokens, micro_batch=plan.micro_batch, element_bytes=element_bytes_of(dtype),
+    )  # fmt: skip
+    if args.stages or pipeline.fits(plan.stages):
+        pipeline.check(plan.stages)
+        return plan
+    return Plan.pipeline(
+        pipeline.runnable(fastest(pipeline)), num_devices, plan.codec, micro_batch=plan.micro_batch,
+        narrowest=plan.narrowest,
+    )  # fmt: skip
+
+
 def as_document(
     plan: Plan, pipeline: Pipeline | None, model: ModelSpec, *, num_tokens: int, element_bytes: int
 ) -> dict[str, Any]:
@@ -74,6 +104,10 @@ def as_document(
     macs, values = piece_work(model, num_tokens), piece_values(model)
     cuts = cut_bytes(
         model, plan.codec, num_tokens=num_tokens, batch=plan.micro_batch, element_bytes=element_bytes
+    )  # fmt: skip
+    measures = pipeline or unmeasured(
+        model, speeds=(1.0,) * plan.num_devices, memory_bytes=(math.inf,) * plan.num_devices, num_tokens=num_tokens,
+        micro_batch=plan.micro_batch, element_bytes=element_bytes,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for stage in plan.stages:
@@ -83,9 +117,10 @@ def as_document(
             "gflop": 2 * plan.micro_batch * sum(macs[stage.start : stage.stop]) / 1e9,
             "weight_bytes": element_bytes * sum(values[stage.start : stage.stop]),
             "bytes_in": cuts[stage.start],
+            "memory_bytes": measures.stage_bytes(stage),
         }
         if pipeline is not None:
-            row |= {"compute_s": pipeline.compute_s(stage), "memory_bytes": pipeline.stage_bytes(stage)}
+            row["compute_s"] = pipeline.compute_s(stage)
         rows.append(row)
     document: dict[str, Any] = {"stages": rows, "micro_batch": plan.micro_batch, "bytes_out": cuts[-1]}
     if pipeline is not None:
@@ -112,8 +147,8 @@ def as_document(
 def as_text(document: Mapping[str, Any]) -> list[str]:
     """The same for people."""
     has_times = "period_s" in document
-    heading = ["stage", "device", "blocks", "GFLOP", "weights", "receives"]
-    heading += ["takes", "computes", "memory"] if has_times else []
+    heading = ["stage", "device", "blocks", "GFLOP", "weights", "memory", "receives"]
+    heading += ["takes", "computes"] if has_times else []
     rows = []
     stages = ",".join(f"{row['device']}:{row['pieces'][0]}-{row['pieces'][1]}" for row in document["stages"])
     runs = f"To run it: --plan pipeline --stages {stages}"
@@ -121,10 +156,10 @@ def as_text(document: Mapping[str, Any]) -> list[str]:
     for index, row in enumerate(document["stages"]):
         cells = [
             str(index), str(row["device"]), _blocks(*row["pieces"]), f"{row['gflop']:.2f}",
-            bytes_text(row["weight_bytes"]), bytes_text(row["bytes_in"]),
+            bytes_text(row["weight_bytes"]), bytes_text(row["memory_bytes"]), bytes_text(row["bytes_in"]),
         ]  # fmt: skip
         if has_times:
-            cells += [_ms(row["transfer_s"]), _ms(row["compute_s"]), bytes_text(row["memory_bytes"])]
+            cells += [_ms(row["transfer_s"]), _ms(row["compute_s"])]
         rows.append(cells)
     lines = table(heading, rows)
     if not has_times:
@@ -181,7 +216,7 @@ def _bottleneck(pipeline: Pipeline, stages: Sequence[Stage]) -> str:
     return max(computes + sends)[1]
 
 
-def _memory_bytes(text: str | None, found: PerformanceMap) -> dict[int, float]:
+def _memory_bytes(text: str | None, num_devices: int) -> dict[int, float]:
     """By device, from ``--memory-mb``: one number for each."""
     if text is None:
         return {}
@@ -189,6 +224,6 @@ def _memory_bytes(text: str | None, found: PerformanceMap) -> dict[int, float]:
         limits = [float(part) * 1e6 for part in text.split(",")]
     except ValueError:
         limits = []
-    if len(limits) != len(found.devices) or not all(limit > 0 for limit in limits):
-        raise InputError(f"--memory-mb takes {len(found.devices)} numbers with commas between them, not {text}")
+    if len(limits) != num_devices or not all(limit > 0 for limit in limits):
+        raise InputError(f"--memory-mb takes {num_devices} numbers with commas between them, not {text}")
     return dict(enumerate(limits))

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from edgeprism.runtime.auto import AutoSettings
     from edgeprism.runtime.cluster import Cluster
     from edgeprism.runtime.engine import Engine
+    from edgeprism.runtime.trace import Trace
     from edgeprism.tasks.frames import Source
 
 
@@ -105,6 +107,8 @@ def _load_and_run(args: argparse.Namespace, plan: str | Plan, codec: CodecSpec, 
     if alone and (args.local_workers > 1 or args.cluster):
         which = "--plan replica" if source else "another with --plan"
         _say(f"plan local uses this process alone; name {which} to use the other devices")
+    if source is not None and (args.micro_batch or 1) > 1:
+        _say("--micro-batch has no effect on a stream: its pictures go in one by one")
     _say("loading torch and the model")
     need_torch()
     import torch
@@ -214,15 +218,24 @@ def _run(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     traces: list[dict[str, Any]] = []
     summaries: list[str] = []
-    for done, inputs in _batches(args.inputs, 1 if _needs_single(engine, task) else args.batch):
-        _say(f"{task} {done} of {len(args.inputs)}")
-        answers = _answers(engine, task, prepare(inputs), tokenizer, args)
-        results += [{"input": given, **answer} for given, answer in zip(inputs, answers, strict=True)]
+    under_way: deque[tuple[list[str], Callable[[], tuple[list[dict[str, Any]], Trace]]]] = deque()
+
+    def take_oldest() -> None:
+        inputs, done = under_way.popleft()
+        answers, trace = done()
+        results.extend({"input": given, **answer} for given, answer in zip(inputs, answers, strict=True))
         if not args.json:
             print("\n".join(map(_line_of, results[-len(inputs) :])), flush=True)
-        assert engine.last_trace is not None
-        traces.append(engine.last_trace.to_json())
-        summaries.append(engine.last_trace.summary())
+        traces.append(trace.to_json())
+        summaries.append(trace.summary())
+
+    for done, inputs in _batches(args.inputs, 1 if _needs_single(engine, task) else args.batch):
+        _say(f"{task} {done} of {len(args.inputs)}")
+        under_way.append((inputs, _asked(engine, task, prepare(inputs), tokenizer, args)))
+        while len(under_way) >= _num_at_once(engine.plan):
+            take_oldest()
+    while under_way:
+        take_oldest()
     return {
         "model": args.model,
         "architecture": spec.architecture,
@@ -233,22 +246,41 @@ def _run(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _answers(
+def _num_at_once(plan: str | Plan) -> int:
+    """Requests under way together: enough that no stage of a pipeline waits for the next one; else one by one."""
+    return plan.num_devices + 1 if isinstance(plan, Plan) and plan.strategy == "pipeline" else 1
+
+
+def _asked(
     engine: Engine, task: str, batch: dict[str, Any], tokenizer: Any, args: argparse.Namespace
-) -> list[dict[str, Any]]:
+) -> Callable[[], tuple[list[dict[str, Any]], Trace]]:
+    """Has the engine answer; what is returned waits for that."""
     from edgeprism.tasks import answers
 
     if task == "generate":
-        ids = engine.generate(
-            batch["input_ids"], attention_mask=batch.get("attention_mask"), max_new_tokens=args.max_new_tokens
-        )
-        return [{"text": text} for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
-    output = engine(**{name: tensor for name, tensor in batch.items() if engine.accepts(name)})
-    if task == "classify":
-        return answers.classify(output["logits"], engine.config, args.top)
-    if task == "fill-mask":
-        return answers.fill_mask(output["logits"], batch["input_ids"], tokenizer, args.top)
-    return answers.embed(output, batch.get("attention_mask"))
+
+        def continued() -> tuple[list[dict[str, Any]], Trace]:
+            ids = engine.generate(
+                batch["input_ids"], attention_mask=batch.get("attention_mask"), max_new_tokens=args.max_new_tokens
+            )
+            assert engine.last_trace is not None
+            return [{"text": text} for text in tokenizer.batch_decode(ids, skip_special_tokens=True)], engine.last_trace
+
+        return continued
+    answer = engine.submit(**{name: tensor for name, tensor in batch.items() if engine.accepts(name)})
+
+    def answered() -> tuple[list[dict[str, Any]], Trace]:
+        output = answer.result()
+        assert answer.trace is not None
+        if task == "classify":
+            found = answers.classify(output["logits"], engine.config, args.top)
+        elif task == "fill-mask":
+            found = answers.fill_mask(output["logits"], batch["input_ids"], tokenizer, args.top)
+        else:
+            found = answers.embed(output, batch.get("attention_mask"))
+        return found, answer.trace
+
+    return answered
 
 
 def _batches(inputs: list[str], size: int) -> Iterator[tuple[int, list[str]]]:

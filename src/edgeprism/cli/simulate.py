@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,8 @@ def execute(args: argparse.Namespace) -> int:
         )
         draw(runs, system.names, args.gantt)
     document = _document(system, pipeline, stages, found, args)
+    for note in _in_vain(changes, _leaves(args.leave[0]) if args.leave else None, stages, document["total_s"]):
+        print(f"edgeprism: note: {note}", file=sys.stderr)
     print(json.dumps(document, indent=2) if args.json else _as_text(document))
     return 0
 
@@ -138,6 +141,19 @@ def _leaves(text: str) -> Leaves:
         return Leaves(device=device, at_s=at_s, away_s=away_s)
     except (ValueError, IndexError):
         raise InputError(f"--leave {text} is not DEVICE:SECONDS or DEVICE:SECONDS:AWAY, such as 3:30:5") from None
+
+
+def _in_vain(
+    changes: Sequence[RateChange], leaves: Leaves | None, stages: Sequence[Stage], total_s: float
+) -> list[str]:
+    """What was asked for and did not come about."""
+    over = f"all micro-batches were home after {total_s:.2f} s; take more of them (--micro-batches), or less time"
+    notes = [f"no rate changed at {change.at_s:g} s: {over}" for change in changes if change.at_s >= total_s]
+    if leaves is not None and leaves.device not in {stage.device for stage in stages}:
+        notes.append(f"device {leaves.device} has no stage, so nothing happens when it leaves")
+    elif leaves is not None and leaves.at_s >= total_s:
+        notes.append(f"device {leaves.device} did not leave at {leaves.at_s:g} s: {over}")
+    return notes
 
 
 def _document(

@@ -154,8 +154,8 @@ class Pipeline:
             needed, there = self.stage_bytes(stage), self.memory_bytes[stage.device]
             if needed > there:
                 raise PlanError(
-                    f"device {stage.device} lacks {needed - there:.0f} bytes: pieces {stage.start} to {stage.stop} "
-                    f"take {needed}, and it has {there:.0f}"
+                    f"device {stage.device} lacks {(needed - there) / 1e6:.1f} MB ({needed - there:.0f} bytes): pieces "
+                    f"{stage.start} to {stage.stop} take {needed / 1e6:.1f} MB, and it has {there / 1e6:.1f} MB"
                 )
         if stages and stages[-1].start == stages[-1].stop and stages[-1].device != self.home:
             raise PlanError(f"device {stages[-1].device} has the last stage and no pieces: nobody hands it outputs")

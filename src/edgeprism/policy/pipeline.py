@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edgeprism.planner.pipeline import NOTHING, Matrix, Pipeline
 from edgeprism.policy.network import Network
@@ -54,6 +54,28 @@ def pipeline_of(
         bytes_per_s=bytes_per_s,
         s_per_byte=tuple(_a_megabyte_s(one) / 1e6 for one in costs.devices),
     )
+
+
+def unmeasured(
+    model: ModelSpec,
+    *,
+    speeds: Sequence[float],
+    memory_bytes: Sequence[float],
+    num_tokens: int,
+    micro_batch: int,
+    element_bytes: int,
+) -> Pipeline:
+    """Where nothing was measured: devices that are so fast beside each other, with links that cost nothing. So it is
+    for what fits, and its seconds mean nothing."""
+    macs, count = piece_work(model, num_tokens), len(speeds)
+    return Pipeline(
+        piece_s=tuple(tuple(one / speed for one in macs) for speed in speeds),
+        cut_bytes=cut_bytes(model, EXACT, num_tokens=num_tokens, batch=micro_batch, element_bytes=element_bytes),
+        weight_bytes=kept_bytes(model, num_tokens, element_bytes, TEXTS_A_STAGE * count * micro_batch),
+        work_bytes=(work_bytes(model, num_tokens, micro_batch, element_bytes),) * len(macs),
+        memory_bytes=tuple(memory_bytes),
+        latency_s=((0.0,) * count,) * count, bytes_per_s=((math.inf,) * count,) * count,
+    )  # fmt: skip
 
 
 def _a_megabyte_s(costs: DeviceCosts) -> float:

@@ -178,6 +178,11 @@ class Engine:
         return self._model.spec
 
     @property
+    def plan(self) -> str | Plan:
+        """What requests run by: a plan, or the name of a strategy."""
+        return self._plan
+
+    @property
     def dtype(self) -> str:
         """What it computes in, by torch's name."""
         return str(self._model.dtype).removeprefix("torch.")

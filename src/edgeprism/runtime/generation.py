@@ -76,7 +76,7 @@ class Generation:
             steps = torch.stack(text.steps, dim=1)
             columns.append(torch.nn.functional.pad(steps, (0, length - steps.shape[1]), value=padding))
         ids = torch.cat([self._ids, torch.cat(columns).to(self._ids.device, self._ids.dtype)], dim=1)
-        return ids, replace(trace, note=note)
+        return ids, replace(trace, note="; ".join(filter(None, (note, trace.note))))
 
     def _await_others(self) -> None:
         """Requests that were begun before."""

@@ -191,12 +191,13 @@ class Membership:
         if isinstance(exc, PeerTimeout) and blamed & silent:
             blamed &= silent  # the others sent nothing because they waited, too
         failures = [] if isinstance(exc, PeerFault) else [f"device {p}: {lost.get(p, SILENT)}" for p in blamed & silent]
-        failures = sorted(failures) or [str(exc)]
+        unheard = "" if exc.peers else "".join(f"; device {peer} does not answer yet" for peer in sorted(silent))
+        failures = sorted(failures) or [f"{exc}{unheard}"]
         failures += [f"device {peer}: {lost[peer]}" for peer in sorted(lost.keys() & workers - blamed)]
         until = time.monotonic() + RETRY_S
         self._left_out.update(dict.fromkeys(blamed, (until, FAILED)))
         for failure in failures:
-            log.warning("%s; the request goes on without it", failure)
+            log.warning("%s; the request %s", failure, "goes on without it" if blamed else "begins anew")
         return tuple(failures)
 
     def suspect(self, peer: int, reason: str) -> None:
@@ -264,17 +265,17 @@ class Membership:
             self._transport.send(
                 peer, Kind.CHUNK, epoch=question.epoch, request=question.request, meta=meta, buffers=buffers
             )
-            self._show_progress(peer, self._weights.percent_before(question.info))
+            if had := self._weights.had_before(question.info):
+                self._show_progress(peer, *had)
         except (FrameError, OSError, PeerError) as exc:
             log.warning("device %d gets no weights: %s", peer, exc)
 
-    def _show_progress(self, peer: int, percent: int) -> None:
-        assert self._weights is not None
-        shown = self._shown.get(peer, -1)
+    def _show_progress(self, peer: int, had_bytes: int, wanted_bytes: int) -> None:
+        percent, shown = 100 * had_bytes // max(1, wanted_bytes), self._shown.get(peer, -1)
         if percent > shown or percent == 0:
             self._shown[peer] = percent
             if percent // 10 != shown // 10:
-                progress.info("device %d has %d %% of %.1f MB of weights", peer, percent, self._weights.num_bytes / 1e6)
+                progress.info("device %d has %d %% of %.1f MB of weights", peer, percent, wanted_bytes / 1e6)
 
     # Hearing
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from edgeprism.runtime.answers import Answer
 from edgeprism.runtime.text import Text
 from edgeprism.runtime.trace import DeviceTrace
-from edgeprism.specs.plan import Plan
+from edgeprism.specs.plan import Plan, Stage
 
 _SUMMED = tuple(one.name for one in fields(DeviceTrace) if one.name not in ("device", "work"))
 
@@ -28,6 +28,8 @@ class Request:
     num_tokens: int
     left_out: tuple[str, ...]
     outputs: list[dict[str, Tensor] | None]
+    asked: tuple[Stage, ...]
+    """The stages that the caller named; those that ran are the plan's."""
     later: deque[Micro] = field(default_factory=deque)
     """Texts that begin when others have ended."""
     parts: dict[int, DeviceTrace] = field(default_factory=dict)

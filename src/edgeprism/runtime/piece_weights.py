@@ -118,33 +118,39 @@ class PieceWeights:
 
     def _write(self, path: Path, tensors: Mapping[str, _Tensor], known: Mapping[str, Any]) -> None:
         """One file with these tensors, each as the manifest says."""
-        header, at = dict[str, Any](), 0
+        header, at, had_bytes = dict[str, Any](), 0, 0
         for name, one in tensors.items():
             size = one.stop - one.start
             header[name] = {"dtype": one.entry["dtype"], "shape": one.entry["shape"], "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
+        wanted_bytes = at
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name, one in tensors.items():
                 digest = hashlib.sha256()
-                for chunk in self._ranges(one.file, one.start, one.stop):
+                for chunk in self._ranges(one.file, one.start, one.stop, (had_bytes, wanted_bytes)):
                     digest.update(chunk)
                     file.write(chunk)
                 said = {"dtype": one.entry["dtype"], "shape": one.entry["shape"], "sha256": digest.hexdigest()}
                 if said != known[name]:
                     raise ModelFilesError(f"{name} came damaged, or is not that of the model that was ordered")
+                had_bytes += one.stop - one.start
             file.flush()
             os.fsync(file.fileno())
 
-    def _ranges(self, file: str, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes [start, stop) of a file, some chunks asked for ahead."""
+    def _ranges(self, file: str, start: int, stop: int, progress: tuple[int, int] | None = None) -> Iterator[bytes]:
+        """The bytes [start, stop) of a file, some chunks asked for ahead. ``progress``: how many bytes of weights came
+        before, and of how many, for the coordinator to show."""
         wanted: Iterable[int] = range(start, stop, CHUNK_BYTES)
         under_way, rest = deque[int](), iter(wanted)
         while True:
             while len(under_way) < WINDOW and (at := next(rest, None)) is not None:
-                self._ask({"file": file, "offset": at, "num_bytes": min(CHUNK_BYTES, stop - at)})
+                question: dict[str, Any] = {"file": file, "offset": at, "num_bytes": min(CHUNK_BYTES, stop - at)}
+                if progress is not None:
+                    question |= {"had_bytes": progress[0] + at - start, "wanted_bytes": progress[1]}
+                self._ask(question)
                 under_way.append(at)
             if not under_way:
                 return

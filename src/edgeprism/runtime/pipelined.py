@@ -7,6 +7,7 @@ so nothing is lost, and what comes of the old stages no longer counts.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -117,7 +118,7 @@ class Pipelined:
         starts = range(0, batch, size)
         request = Request(
             answer=answer, plan=plan, batch=batch, num_tokens=num_tokens, left_out=left_out,
-            outputs=[None] * len(starts),
+            outputs=[None] * len(starts), asked=_stages_of(answer._plan),
         )  # fmt: skip
         for index, start in enumerate(starts):
             stop = min(start + size, batch)
@@ -189,6 +190,7 @@ class Pipelined:
         request = Request(
             answer=None, plan=found[0], batch=sum(text.ids.shape[0] for text in texts),
             num_tokens=texts[0].ids.shape[1], left_out=found[1], outputs=[None] * len(texts),
+            asked=_stages_of(plan),
         )  # fmt: skip
         for index, (text, inputs) in enumerate(zip(texts, prompts, strict=True)):
             size = text.ids.shape[0]
@@ -433,12 +435,15 @@ class Pipelined:
         answer = request.answer
         assert answer is not None and answer._began_s is not None
         trace = self._trace(request, answer._began_s, answer._began_s - answer._submitted_s)
-        answer.trace = replace(trace, note=answer._note)
+        answer.trace = replace(trace, note="; ".join(filter(None, (answer._note, trace.note))))
         self._queue.finish(answer, output)
 
     def _trace(self, request: Request, began_s: float, queued_s: float) -> Trace:
         parts = tuple(request.parts[device] for device in sorted(request.parts))
+        are_others = request.asked and request.plan.stages != request.asked
+        stages = ",".join(map(str, request.plan.stages))
         return Trace(
+            note=f"stages were {stages}, not those of the plan" if are_others else "",
             plan=request.plan,
             dtype=str(self._model.dtype).removeprefix("torch."),
             batch=request.batch,
@@ -484,7 +489,8 @@ class Pipelined:
             failures = self._members.recover(exc, [stage.device for stage in self._now])
             for request in self._requests():
                 request.failures += failures
-            stages = self.stages.after_failure(self._now)
+            answer_s = self._lateness.in_line_s(micros[0], self._now) if micros else math.inf
+            stages = self.stages.after_failure(self._now, answer_s)
         except Exception as error:  # whatever it is, nobody must wait for ever
             text = error if not isinstance(error, EdgeprismError) else PeerFault(f"{exc}; {error}", exc.peers)
             for request in self._requests():
@@ -516,3 +522,8 @@ class Pipelined:
 
     def _requests(self) -> list[Request]:
         return list(dict.fromkeys(micro.request for micro in (*self._begun.values(), *self._waiting)))
+
+
+def _stages_of(plan: str | Plan) -> tuple[Stage, ...]:
+    """Those that were asked for; none where the strategy alone was."""
+    return plan.stages if isinstance(plan, Plan) else ()

@@ -17,23 +17,14 @@ from edgeprism.models.model import Model
 from edgeprism.planner.pipeline import Pipeline
 from edgeprism.planner.sets import what_lacks
 from edgeprism.planner.throughput import fastest
+from edgeprism.policy.pipeline import unmeasured
 from edgeprism.runtime.heap import trim
 from edgeprism.runtime.link_probe import free_bytes
 from edgeprism.runtime.machine import MEMORY_PART, memory_available_bytes
 from edgeprism.runtime.membership import Membership
-from edgeprism.specs.codec import EXACT, CodecSpec
+from edgeprism.specs.codec import CodecSpec
 from edgeprism.specs.plan import Plan, Stage
-from edgeprism.strategies.pipeline.partition import (
-    TEXTS_A_STAGE,
-    check,
-    cut_bytes,
-    even,
-    kept_bytes,
-    num_pieces,
-    piece_work,
-    stage_weight_bytes,
-    work_bytes,
-)
+from edgeprism.strategies.pipeline.partition import check, even, num_pieces, piece_work, stage_weight_bytes
 from edgeprism.wire.transport import COORDINATOR, Transport
 
 log = logging.getLogger(__name__)
@@ -99,12 +90,14 @@ class Restaging:
         left_out = tuple(f"device {device}: {absent.get(device, 'it is not ready')}" for device in missing)
         return self._as_plan(stages, given, codec), left_out
 
-    def after_failure(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    def after_failure(self, stages: Sequence[Stage], answer_s: float) -> tuple[Stage, ...]:
         """Stages for those of these devices that are left; others of the plan that have come back are used, too.
-        EdgeprismError where nobody can hold the model any more."""
+        ``answer_s``: how long they may take to finish what they compute; where others would have to load stages for
+        them, they get longer. EdgeprismError where nobody can hold the model any more."""
         lost = self._members.lost()
         wanted = self._wanted or tuple(stages)
-        self._members.wait_for([stage.device for stage in wanted if stage.device not in lost], ANSWER_S)
+        answer_s = min(answer_s, ANSWER_S) if self._share is None else ANSWER_S
+        self._members.wait_for([stage.device for stage in wanted if stage.device not in lost], answer_s)
         found = self.without_lost(wanted)
         for device in {stage.device for stage in stages} - {stage.device for stage in found}:
             self._back_off(device, is_first_free=True)
@@ -185,7 +178,8 @@ class Restaging:
         """These, if the devices' memory allows them; else the best that it allows them, or them and others that answer
         and had no part. PlanError where nobody can hold the model any more, with what lacks."""
         used, least = [stage.device for stage in stages], min(part for part in parts.values() if part)
-        self._members.wait_for(range(self._num_devices), ANSWER_S)  # those without a part may not have answered yet
+        others = {*range(self._num_devices)} - parts.keys()  # they may not have answered yet
+        self._members.wait_for(others, ANSWER_S)
         spare = sorted({*self._members.answering} - {*used} - self._backing_off())
         if self._offered == {*used} and self._held and {stage.device for stage in self._held} <= {*used, *spare}:
             return self._held  # loaded as it is: what is free changes from moment to moment
@@ -217,17 +211,11 @@ class Restaging:
         return stage_weight_bytes(self._spec, stage.start, stage.stop, self._model.dtype.itemsize)
 
     def _pipeline(self, devices: Sequence[int], speeds: Sequence[float], free: Mapping[int, float]) -> Pipeline:
-        """For the planner: how fast they are beside each other, and their memory; links that cost nothing."""
-        spec, count, element_bytes = self._spec, len(devices), self._model.dtype.itemsize
-        num_tokens, batch = spec.usual_tokens, self._micro_batch
-        macs, no_limit = piece_work(spec, num_tokens), math.inf
-        return Pipeline(
-            piece_s=tuple(tuple(one / speed for one in macs) for speed in speeds),
-            cut_bytes=cut_bytes(spec, EXACT, num_tokens=num_tokens, batch=batch, element_bytes=element_bytes),
-            weight_bytes=kept_bytes(spec, num_tokens, element_bytes, TEXTS_A_STAGE * count * batch),
-            work_bytes=(work_bytes(spec, num_tokens, batch, element_bytes),) * len(macs),
-            memory_bytes=tuple(MEMORY_PART * free.get(device, no_limit) for device in devices),
-            latency_s=((0.0,) * count,) * count, bytes_per_s=((no_limit,) * count,) * count,
+        """For the planner: how fast they are beside each other, and their memory."""
+        return unmeasured(
+            self._spec, speeds=speeds, memory_bytes=[MEMORY_PART * free.get(device, math.inf) for device in devices],
+            num_tokens=self._spec.usual_tokens, micro_batch=self._micro_batch,
+            element_bytes=self._model.dtype.itemsize,
         )  # fmt: skip
 
     def _others(self) -> str:

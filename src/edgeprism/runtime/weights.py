@@ -52,14 +52,19 @@ class WeightFiles:
         """Of all files together."""
         return sum(self._sizes.values())
 
-    def percent_before(self, question: Mapping[str, Any]) -> int:
-        """How much of all files a device has that asks this; it asks in their order."""
+    def had_before(self, question: Mapping[str, Any]) -> tuple[int, int] | None:
+        """How many bytes, and of how many, a device has that asks this: as it says, where it wants some of the weights
+        only; else of all files, in their order. None where it asks for what comes before weights."""
         name, offset = question.get("file"), question.get("offset")
         if name not in self._sizes or not isinstance(offset, int):
-            return 0
+            return None
+        if "num_bytes" in question:
+            had, wanted = question.get("had_bytes"), question.get("wanted_bytes")
+            if isinstance(had, int) and isinstance(wanted, int) and 0 <= had < wanted <= self.num_bytes:
+                return had, wanted
+            return None
         names = list(self._sizes)
-        before = sum(self._sizes[other] for other in names[: names.index(name)]) + offset
-        return 100 * before // max(1, self.num_bytes)
+        return sum(self._sizes[other] for other in names[: names.index(name)]) + offset, self.num_bytes
 
     def answer(self, question: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Buffer, ...]]:
         """What a FETCH frame asks for: the list of files, or a chunk of one; FrameError if there is none."""

@@ -51,8 +51,11 @@ def simulate_leaving(
     changes: Sequence[RateChange] = (),
 ) -> Interrupted:
     """The same as ``simulate``; ``partition`` makes the new stages. PlanError where nothing fits any more."""
-    if not 0 <= leaves.device < pipeline.num_devices or leaves.device == pipeline.home:
-        raise InputError(f"device {leaves.device} cannot leave: it has the inputs, or there is none of that number")
+    if not 0 <= leaves.device < pipeline.num_devices:
+        last = pipeline.num_devices - 1
+        raise InputError(f"device {leaves.device} cannot leave: devices have the numbers 0 to {last}")
+    if leaves.device == pipeline.home:
+        raise InputError(f"device {leaves.device} cannot leave: it has the inputs, and wants the outputs")
     whole = simulate(pipeline, stages, num_micro_batches, changes=changes)
     is_used = any(stage.device == leaves.device for stage in stages)
     if not is_used or leaves.at_s >= whole.done_s[-1]:

@@ -79,7 +79,9 @@ class System:
         except FileNotFoundError:
             raise InputError(f"there is no file {path}; a system file, or published:MODEL:DEVICE=COUNT,...") from None
         except (OSError, ValueError, RecursionError) as exc:
-            raise InputError(f"{path} cannot be read as JSON: {exc}") from None
+            raise InputError(
+                f"{path} cannot be read as JSON ({exc}); a system file is wanted, or published:MODEL:DEVICE=COUNT,..."
+            ) from None
         try:
             return cls.from_json(document)
         except InputError as exc:

@@ -198,8 +198,13 @@ def parse_shares(text: str) -> tuple[float, ...]:
 
 def parse_codecs(text: str) -> tuple[CodecSpec, CodecSpec | None]:
     """Read what may travel between stages: ``int8``, or the widest and the narrowest of a range, ``exact..int4``."""
-    widest, _, narrowest = text.partition("..")
-    return CodecSpec.parse(widest), CodecSpec.parse(narrowest) if narrowest else None
+    widest, dots, narrowest = text.partition("..")
+    known = {str(codec): codec for codec in ACTIVATIONS}
+    for name in (widest, narrowest) if dots else (widest,):
+        if name.strip() not in known:
+            accepted = f"{', '.join(known)}, or a range of them as exact..int4"
+            raise PlanError(f"unknown codec {text[:60]!r} between stages; accepted: {accepted}")
+    return known[widest.strip()], known[narrowest.strip()] if dots else None
 
 
 _FIELDS = {"schema_version", "strategy", "shares", "codec", "stages", "micro_batch", "narrowest"}

@@ -14,7 +14,7 @@ from edgeprism.specs.model import ModelSpec
 from edgeprism.specs.plan import PIECES_A_BLOCK, Plan, Stage
 
 ROTARY = ("llama", "qwen2")  # families without a table of positions
-AS_EVEN = 0.05
+AS_EVEN = 0.1
 """By how much a stage of an even partition may take longer, so that a cut within an MLP, where five times as much
 travels as between blocks, is not taken for next to nothing."""
 FEWEST_ROWS = 32
