@@ -154,6 +154,8 @@ def test_memory_moves_cuts_without_a_map(tmp_path: Path, capsys: pytest.CaptureF
     assert held("--devices", "2", "--memory-mb", "300,300") == even
     small = held("--devices", "3", "--memory-mb", "500,70,500")
     assert small[1] <= 70e6 < min(small[0], small[2])
+    half = [held("--devices", "2", "--micro-batch", "32", "--codec", codec)[1] for codec in ("exact", "int8")]
+    assert half[0] - half[1] > 30e6  # of queues
     assert held("--shares", "0.4,0.0,0.6", "--memory-mb", "100,900,900").keys() == {0, 2}
 
 
@@ -173,6 +175,13 @@ def test_devices_that_have_no_map_are_those_that_are_named(
         said = capsys.readouterr()
         assert [row["device"] for row in json.loads(said.out)["stages"]] == list(range(count))
         assert f"run: edgeprism profile {tmp_path} {' '.join(named)}" in said.err
+    for given, why in (
+        (("--devices", "3"), "2 devices are named"),
+        (("--stages", "0:0-6,5:6-12"), "device 5, and there are 2"),
+        (("--shares", "0.4,0.3,0.3"), "names 3 devices, and there are 2"),
+    ):
+        assert main([*words, "--local-workers", "2", *given]) == 2
+        assert why in capsys.readouterr().err
     assert main([*words, "--local-workers", "2", "--objective", "latency"]) == 2
     assert f"run edgeprism profile {tmp_path} with the same devices" in capsys.readouterr().err
 

@@ -311,8 +311,28 @@ def test_a_pipeline_is_kept_full(
     assert main([*words, "--local-workers", "2", "--plan", plan]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["traces"]) == len(answers) == 8 and [one["input"] for one in found["results"]] == pictures
-    assert found["results"][0]["labels"][0]["label"] == found["results"][2]["labels"][0]["label"]
     assert most == 1 if plan == "replica" else 2 <= most <= 3
+    assert main([*words, "--plan", "local"]) == 0
+    alone = json.loads(capsys.readouterr().out)["results"]
+    red, grey = ([label["score"] for label in one["labels"]] for one in alone[:2])
+    assert red != pytest.approx(grey, abs=1e-3)
+    for one, other in zip(found["results"], alone, strict=True):
+        assert [label["label"] for label in one["labels"]] == [label["label"] for label in other["labels"]]
+        assert [label["score"] for label in one["labels"]] == pytest.approx(
+            [label["score"] for label in other["labels"]], abs=1e-5
+        )
+
+
+def test_answers_before_one_that_cannot_be_read_are_given(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also while several are under way."""
+    cut = root / "cut.png"
+    Image.effect_noise((64, 64), 50).save(cut)
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    words = ["run", str(root / "ViTForImageClassification"), str(root / "red.png"), str(root / "grey.jpg"), str(cut)]
+    assert main([*words, "--batch", "1", "--local-workers", "2", "--plan", "pipeline"]) == 2
+    said = capsys.readouterr()
+    assert [line.split(":")[0] for line in said.out.splitlines()] == ["red.png", "grey.jpg"]
+    assert "cut.png" in said.err.splitlines()[-1]
 
 
 def test_a_pipeline_of_two_processes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

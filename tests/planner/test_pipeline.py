@@ -310,7 +310,7 @@ def test_a_partition_by_hand(bounds: tuple[tuple[int, int, int], ...], says: str
 def test_a_device_without_the_memory_is_named() -> None:
     """With how many bytes it lacks."""
     pipeline = large(2, 64)
-    with pytest.raises(PlanError, match=r"device 0 lacks \d+ bytes"):
+    with pytest.raises(PlanError, match=r"device 0 lacks [\d.]+ MB \(\d+ bytes\)"):
         pipeline.check([Stage(device=0, start=0, stop=64)])
 
 

@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="samples in the request (default: 1)")
     parser.add_argument("--length", type=int, metavar="N", help="tokens of a sample, for text models")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as the model is stored)")
-    parser.add_argument("--cluster", metavar="FILE", help="cluster file: the devices that plan auto chooses among")
+    parser.add_argument("--cluster", metavar="FILE", help="cluster file: the devices, for plan auto and pipeline")
     parser.add_argument(
         "--local-workers", type=int, default=1, metavar="N", help="the same on this machine, this process included"
     )

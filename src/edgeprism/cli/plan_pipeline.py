@@ -69,15 +69,7 @@ def _unmeasured_plan(args: argparse.Namespace, model: ModelSpec, dtype: str, num
                 else "name the devices with --cluster or --local-workers"
             )
         )  # fmt: skip
-    num_devices = args.devices or (args.shares.count(",") + 1 if args.shares else 0)
-    if not num_devices and args.cluster is not None:
-        num_devices = len(names_of(Path(args.cluster)))
-    if not num_devices and args.local_workers > 1:
-        num_devices = args.local_workers
-    if args.stages and not args.devices:
-        num_devices = max(num_devices, *(stage.device + 1 for stage in parse_stages(args.stages)))
-    if not num_devices:
-        raise PlanError("strategy pipeline needs to know the devices: --cluster, --devices, --shares or --stages")
+    num_devices = _num_devices(args)
     plan = pipeline_options.plan_of(args, model, num_devices, num_tokens)
     limits = _memory_bytes(args.memory_mb, num_devices)
     if not limits:
@@ -86,7 +78,7 @@ def _unmeasured_plan(args: argparse.Namespace, model: ModelSpec, dtype: str, num
     pipeline = unmeasured(
         model, speeds=[share or 1.0 for share in shares],
         memory_bytes=[limits[device] if share else NOTHING for device, share in enumerate(shares)],
-        num_tokens=num_tokens, micro_batch=plan.micro_batch, element_bytes=element_bytes_of(dtype),
+        num_tokens=num_tokens, micro_batch=plan.micro_batch, element_bytes=element_bytes_of(dtype), codec=plan.codec,
     )  # fmt: skip
     if args.stages or pipeline.fits(plan.stages):
         pipeline.check(plan.stages)
@@ -95,6 +87,21 @@ def _unmeasured_plan(args: argparse.Namespace, model: ModelSpec, dtype: str, num
         pipeline.runnable(fastest(pipeline)), num_devices, plan.codec, micro_batch=plan.micro_batch,
         narrowest=plan.narrowest,
     )  # fmt: skip
+
+
+def _num_devices(args: argparse.Namespace) -> int:
+    """Those that are named, else as many as options speak of."""
+    named = len(names_of(Path(args.cluster))) if args.cluster is not None else args.local_workers
+    if named > 1:
+        if args.devices not in (None, named):
+            raise PlanError(f"--devices says {args.devices}, and {named} devices are named; leave --devices out")
+        return named
+    found = args.devices or (args.shares.count(",") + 1 if args.shares else 0)
+    if args.stages and not args.devices:
+        found = max(stage.device + 1 for stage in parse_stages(args.stages))
+    if not found:
+        raise PlanError("strategy pipeline needs to know the devices: --cluster, --devices, --shares or --stages")
+    return int(found)
 
 
 def as_document(
@@ -107,7 +114,7 @@ def as_document(
     )  # fmt: skip
     measures = pipeline or unmeasured(
         model, speeds=(1.0,) * plan.num_devices, memory_bytes=(math.inf,) * plan.num_devices, num_tokens=num_tokens,
-        micro_batch=plan.micro_batch, element_bytes=element_bytes,
+        micro_batch=plan.micro_batch, element_bytes=element_bytes, codec=plan.codec,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for stage in plan.stages:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgeprism.cli import auto_options, link_options, pipeline_options, stream_options
 from edgeprism.cli.screen import Screen
 from edgeprism.cli.source import check_cluster, config_directory, names_of, usual_tokens
-from edgeprism.errors import InputError, PlanError
+from edgeprism.errors import EdgeprismError, InputError, PlanError
 from edgeprism.need_torch import need_torch
 from edgeprism.runtime.cores import divide_cores
 from edgeprism.specs.codec import CodecSpec
@@ -218,22 +218,28 @@ def _run(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     traces: list[dict[str, Any]] = []
     summaries: list[str] = []
-    under_way: deque[tuple[list[str], Callable[[], tuple[list[dict[str, Any]], Trace]]]] = deque()
+    under_way: deque[tuple[int, list[str], Callable[[], tuple[list[dict[str, Any]], Trace]]]] = deque()
 
     def take_oldest() -> None:
-        inputs, done = under_way.popleft()
-        answers, trace = done()
+        num, inputs, answered = under_way.popleft()
+        _say(f"{task} {num} of {len(args.inputs)}")
+        answers, trace = answered()
         results.extend({"input": given, **answer} for given, answer in zip(inputs, answers, strict=True))
         if not args.json:
             print("\n".join(map(_line_of, results[-len(inputs) :])), flush=True)
         traces.append(trace.to_json())
         summaries.append(trace.summary())
 
-    for done, inputs in _batches(args.inputs, 1 if _needs_single(engine, task) else args.batch):
-        _say(f"{task} {done} of {len(args.inputs)}")
-        under_way.append((inputs, _asked(engine, task, prepare(inputs), tokenizer, args)))
-        while len(under_way) >= _num_at_once(engine.plan):
+    num_at_once = 1 if task == "generate" else _num_at_once(engine.plan)
+    try:
+        for num, inputs in _batches(args.inputs, 1 if _needs_single(engine, task) else args.batch):
+            under_way.append((num, inputs, _asked(engine, task, prepare(inputs), tokenizer, args)))
+            while len(under_way) >= num_at_once:
+                take_oldest()
+    except EdgeprismError:  # of one input: those before it have their answers all the same
+        while under_way:
             take_oldest()
+        raise
     while under_way:
         take_oldest()
     return {
@@ -248,7 +254,7 @@ def _run(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
 
 def _num_at_once(plan: str | Plan) -> int:
     """Requests under way together: enough that no stage of a pipeline waits for the next one; else one by one."""
-    return plan.num_devices + 1 if isinstance(plan, Plan) and plan.strategy == "pipeline" else 1
+    return len(plan.stages) + 1 if isinstance(plan, Plan) and len(plan.stages) > 1 else 1
 
 
 def _asked(

@@ -64,13 +64,14 @@ def unmeasured(
     num_tokens: int,
     micro_batch: int,
     element_bytes: int,
+    codec: CodecSpec = EXACT,
 ) -> Pipeline:
     """Where nothing was measured: devices that are so fast beside each other, with links that cost nothing. So it is
     for what fits, and its seconds mean nothing."""
     macs, count = piece_work(model, num_tokens), len(speeds)
     return Pipeline(
         piece_s=tuple(tuple(one / speed for one in macs) for speed in speeds),
-        cut_bytes=cut_bytes(model, EXACT, num_tokens=num_tokens, batch=micro_batch, element_bytes=element_bytes),
+        cut_bytes=cut_bytes(model, codec, num_tokens=num_tokens, batch=micro_batch, element_bytes=element_bytes),
         weight_bytes=kept_bytes(model, num_tokens, element_bytes, TEXTS_A_STAGE * count * micro_batch),
         work_bytes=(work_bytes(model, num_tokens, micro_batch, element_bytes),) * len(macs),
         memory_bytes=tuple(memory_bytes),

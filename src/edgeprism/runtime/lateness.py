@@ -52,10 +52,6 @@ class Lateness:
         """How long whoever has one of these may wait for the others: as long as the first output may take."""
         return max(self._timeout_s(one, stages, _first_kind(one, stages)) for one in micros)
 
-    def in_line_s(self, micro: Micro, stages: Stages) -> float:
-        """How long the slowest stage may take for one like this: who computes one is done by then."""
-        return self._timeout_s(micro, stages, ("in line", *_first_kind(micro, stages)))
-
     def learn(self, micro: Micro, stages: Stages) -> None:
         """Its output is here."""
         now = time.monotonic()

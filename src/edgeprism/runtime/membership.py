@@ -191,7 +191,8 @@ class Membership:
         if isinstance(exc, PeerTimeout) and blamed & silent:
             blamed &= silent  # the others sent nothing because they waited, too
         failures = [] if isinstance(exc, PeerFault) else [f"device {p}: {lost.get(p, SILENT)}" for p in blamed & silent]
-        unheard = "" if exc.peers else "".join(f"; device {peer} does not answer yet" for peer in sorted(silent))
+        late = [] if exc.peers else sorted(silent - lost.keys())
+        unheard = "".join(f"; device {peer} does not answer yet" for peer in late)
         failures = sorted(failures) or [f"{exc}{unheard}"]
         failures += [f"device {peer}: {lost[peer]}" for peer in sorted(lost.keys() & workers - blamed)]
         until = time.monotonic() + RETRY_S

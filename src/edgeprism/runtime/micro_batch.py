@@ -28,8 +28,8 @@ class Request:
     num_tokens: int
     left_out: tuple[str, ...]
     outputs: list[dict[str, Tensor] | None]
-    asked: tuple[Stage, ...]
-    """The stages that the caller named; those that ran are the plan's."""
+    asked: tuple[Stage, ...] = ()
+    """The stages that the caller named, if any; those that ran are the plan's."""
     later: deque[Micro] = field(default_factory=deque)
     """Texts that begin when others have ended."""
     parts: dict[int, DeviceTrace] = field(default_factory=dict)

@@ -7,7 +7,6 @@ so nothing is lost, and what comes of the old stages no longer counts.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -489,8 +488,7 @@ class Pipelined:
             failures = self._members.recover(exc, [stage.device for stage in self._now])
             for request in self._requests():
                 request.failures += failures
-            answer_s = self._lateness.in_line_s(micros[0], self._now) if micros else math.inf
-            stages = self.stages.after_failure(self._now, answer_s)
+            stages = self.stages.after_failure(self._now)
         except Exception as error:  # whatever it is, nobody must wait for ever
             text = error if not isinstance(error, EdgeprismError) else PeerFault(f"{exc}; {error}", exc.peers)
             for request in self._requests():

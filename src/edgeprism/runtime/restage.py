@@ -90,14 +90,12 @@ class Restaging:
         left_out = tuple(f"device {device}: {absent.get(device, 'it is not ready')}" for device in missing)
         return self._as_plan(stages, given, codec), left_out
 
-    def after_failure(self, stages: Sequence[Stage], answer_s: float) -> tuple[Stage, ...]:
+    def after_failure(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Stages for those of these devices that are left; others of the plan that have come back are used, too.
-        ``answer_s``: how long they may take to finish what they compute; where others would have to load stages for
-        them, they get longer. EdgeprismError where nobody can hold the model any more."""
+        EdgeprismError where nobody can hold the model any more."""
         lost = self._members.lost()
         wanted = self._wanted or tuple(stages)
-        answer_s = min(answer_s, ANSWER_S) if self._share is None else ANSWER_S
-        self._members.wait_for([stage.device for stage in wanted if stage.device not in lost], answer_s)
+        self._members.wait_for([stage.device for stage in wanted if stage.device not in lost], ANSWER_S)
         found = self.without_lost(wanted)
         for device in {stage.device for stage in stages} - {stage.device for stage in found}:
             self._back_off(device, is_first_free=True)
